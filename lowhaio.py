@@ -1,0 +1,1872 @@
+"""lowhaio: a streaming HTTP/1.1 client for asyncio, in one module and two closures.
+
+    request, close = Pool()
+    code, headers, body = await request(b'GET', 'https://example.com/')
+    async for chunk in body:
+        ...
+    await close()
+
+The module follows the life of a request, in four layers, each of which knows nothing of the next:
+
+    bytes        Request target and head, Response head, Body decoders, Framing and persistence:
+                 functions and decoders without a socket, a loop or a clock
+    connection   Name resolution, Connection: a socket that can be awaited, without HTTP
+    exchange     a request sent and the head of its response received, without a pool
+    pool         Response body, Pool
+
+Three rules hold throughout. No task is ever created: everything runs in the caller's own. A
+connection has one owner at a time (request, the response body, the pool), which closes it or hands
+it on. What comes off the wire is hostile until a regular expression has matched it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import errno
+import functools
+import ipaddress
+import itertools
+import logging
+import os
+import re
+import socket
+import ssl
+import threading
+import types
+import urllib.parse
+import weakref
+from typing import (
+    Any, AsyncIterable, AsyncIterator, Awaitable, Callable, Dict, Generator, Iterable, Iterator,
+    List, MutableMapping, NamedTuple, NoReturn, Optional, Sequence, Tuple, Type, Union,
+)
+
+from aiodnsresolver import TYPES, DnsError, DnsRecordDoesNotExist, Resolver, ResolverLoggerAdapter
+
+__all__ = (
+    'HttpConnectionClosedError', 'HttpConnectionError', 'HttpDataError', 'HttpDnsError',
+    'HttpError', 'HttpHeaderTooLong', 'HttpInvalidRequest', 'HttpInvalidResponse',
+    'HttpLoggerAdapter', 'HttpTlsError', 'Pool', 'buffered', 'empty_async_iterator', 'streamed',
+    'timeout',
+)
+
+
+# ---- Exceptions ---------------------------------------------------------------------------------
+
+
+class HttpError(Exception):
+    """What a request or its response body raises on its own account.
+
+    Where another exception is the reason, it is the `__cause__`: `asyncio.TimeoutError` where
+    `socket_timeout` has passed.
+    """
+
+
+class HttpConnectionError(HttpError):
+    """Nothing of this request was sent, so that it is safe to try again."""
+
+
+class HttpDnsError(HttpConnectionError):
+    """The name of the host could not be resolved to an address."""
+
+
+class HttpTlsError(HttpConnectionError):
+    """The TLS handshake failed, or the server's certificate is not good for the host."""
+
+
+class HttpInvalidRequest(HttpConnectionError):
+    """The request can't be put on the wire: an argument is wrong."""
+
+
+class HttpDataError(HttpError):
+    """Some of this request was, or may have been, sent: the server may have acted on it."""
+
+
+class HttpConnectionClosedError(HttpDataError):
+    """The connection ended before the response did."""
+
+
+class HttpHeaderTooLong(HttpDataError):
+    """A response head, chunk line or trailer section is longer than `max_header_length`."""
+
+
+class HttpInvalidResponse(HttpDataError):
+    """The server broke the syntax or the framing of HTTP/1.1 (RFC 9112)."""
+
+
+# ---- Logging ------------------------------------------------------------------------------------
+
+
+class HttpLoggerAdapter(logging.LoggerAdapter):  # type: ignore[type-arg]
+    """Puts `[http]` before each message, or `[http:METHOD,URL]` within a request."""
+
+    def process(
+            self, msg: Any, kwargs: MutableMapping[str, Any],
+    ) -> Tuple[Any, MutableMapping[str, Any]]:
+        # The prefix becomes part of the format, where a % of the URL would be a conversion
+        extra = ','.join(str(value) for value in (self.extra or {}).values()).replace('%', '%%')
+        return '[http%s] %s' % (':' + extra if extra else '', msg), kwargs
+
+
+_LoggerAdapter = Union[logging.Logger, 'logging.LoggerAdapter[Any]']
+_GetLoggerAdapter = Callable[[Dict[str, Any]], _LoggerAdapter]
+_GetResolverLoggerAdapter = Callable[[Dict[str, Any]], _GetLoggerAdapter]
+_Log = Callable[..., None]
+
+_LOGGER = logging.getLogger('lowhaio')
+_RESOLVER_LOGGER = logging.getLogger('aiodnsresolver')
+
+
+def _get_logger_adapter(extra: Dict[str, Any]) -> _LoggerAdapter:
+    return HttpLoggerAdapter(_LOGGER, extra)
+
+
+def _get_resolver_logger_adapter(http_extra: Dict[str, Any]) -> _GetLoggerAdapter:
+    http_adapter = HttpLoggerAdapter(_RESOLVER_LOGGER, http_extra)
+    return lambda extra: ResolverLoggerAdapter(http_adapter, extra)
+
+
+def _debug(get_logger_adapter: _GetLoggerAdapter, extra: Dict[str, Any]) -> _Log:
+    """What logs at debug level. It asks once a request: a call that is off costs 0.7 us."""
+    if get_logger_adapter is _get_logger_adapter and not _LOGGER.isEnabledFor(logging.DEBUG):
+        return _log_nothing  # Without the adapter, which costs 1 us
+    logger = get_logger_adapter(extra)
+    return logger.debug if logger.isEnabledFor(logging.DEBUG) else _log_nothing
+
+
+def _log_nothing(*_: Any) -> None:
+    pass
+
+
+# ---- Helpers ------------------------------------------------------------------------------------
+
+
+async def empty_async_iterator() -> AsyncIterator[bytes]:
+    """Yield nothing: the `body` of a request that has none."""
+    return
+    yield b''
+
+
+def streamed(data: bytes) -> Callable[[], AsyncIterator[bytes]]:
+    """Return a function to be given to a request as `body`, so that `data` is sent."""
+    async def body() -> AsyncIterator[bytes]:
+        yield data
+
+    return body
+
+
+async def buffered(data: AsyncIterable[bytes]) -> bytes:
+    """Return all the bytes of a response body, or of any asynchronous iterable of bytes."""
+    return b''.join([chunk async for chunk in data])
+
+
+@contextlib.contextmanager
+def timeout(loop: asyncio.AbstractEventLoop, seconds: float) -> Iterator[Callable[[], None]]:
+    """Raise `asyncio.TimeoutError` in the current task once `seconds` have passed in the block.
+
+    Yields a function without arguments that starts the time afresh. A cancellation from outside
+    passes through as `asyncio.CancelledError`, and `Task.cancelling()` is left as it was found.
+    """
+    task: Any = asyncio.current_task(loop)
+    counts_cancellations = hasattr(task, 'uncancel')  # Python 3.11
+    cancelling = task.cancelling() if counts_cancellations else 0
+    is_expired = is_over = False
+
+    def expire() -> None:
+        nonlocal is_expired
+        is_expired = True
+        task.cancel()
+
+    timer = loop.call_later(seconds, expire)
+
+    def reset() -> None:
+        nonlocal timer
+        if not is_expired and not is_over:
+            timer.cancel()
+            timer = loop.call_later(seconds, expire)
+
+    def end() -> bool:
+        """Return whether the task is cancelled by this timeout alone, and take that back."""
+        nonlocal is_over
+        is_over = True
+        timer.cancel()
+        return is_expired and (not counts_cancellations or task.uncancel() <= cancelling)
+
+    try:
+        yield reset
+    except asyncio.CancelledError as exception:
+        if end():
+            raise asyncio.TimeoutError('%s seconds have passed' % seconds) from exception
+        raise
+    finally:
+        if not is_over:
+            end()
+
+
+# ---- Request target and head (RFC 3986; RFC 9110 4.2; RFC 9112 3) -------------------------------
+
+
+_Fields = Tuple[Tuple[bytes, bytes], ...]
+_Head = Tuple[bytes, bool, _Fields]  # Of a response: code, whether since HTTP/1.1, headers
+
+
+class _Origin(NamedTuple):
+    """Scheme, host and port (RFC 9110 4.3), in the forms that the steps of a request need."""
+
+    tls: bool
+    host: str  # An IP address, or a name: in lower case, IDNA-encoded, without a trailing dot
+    port: int
+    addresses: Tuple[str, ...]  # Of an IP address, itself
+    host_field: bytes
+
+
+# RFC 9110 5.6.2: token = 1*tchar
+_TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_TOKEN = re.compile(_TCHAR + rb'+')
+
+# RFC 9110 5.5 and 5.6.6: a field value has no control characters but HTAB
+_FIELD_VALUE_CONTROL = re.compile(rb'[\x00-\x08\x0a-\x1f\x7f]')
+
+# RFC 9110 7.2: Host = uri-host [ ":" port ]
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]*)(?::[0-9]*)?")
+
+# RFC 9110 8.6; 19 digits are ten exabytes
+_CONTENT_LENGTH = re.compile(rb'[0-9]{1,19}')
+
+# RFC 2068 19.7.1.1: Keep-Alive: timeout=N, one of its parameters
+_KEEP_ALIVE_TIMEOUT = re.compile(rb'(?:^|[,; \t])timeout=([0-9]{1,9})', re.IGNORECASE)
+
+# RFC 3986 appendix B, with scheme and authority required
+_URL = re.compile(r'([^:/?#]*)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?')
+_URL_CONTROL = re.compile(r'[\x00-\x1f\x7f]')
+_AUTHORITY = re.compile(r'(\[[0-9A-Fa-f:.]*\]|[^:\[\]]+)(?::([0-9]{0,5}))?')
+
+# RFC 1035 2.3.1, and underscores, which names in private networks have
+_NAME = re.compile(r'[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*')
+_NUMERIC_LAST_LABEL = re.compile(r'(?:.*\.)?[0-9]+')
+
+# RFC 3986 3.3 and 3.4: the bytes that are not allowed, and % where it starts no escape. + is
+# allowed in a path, but some servers take it for a space
+_NOT_IN_PATH = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*,;=:@/%]")
+_NOT_IN_QUERY = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*,;=:@/%+?]")
+
+
+@functools.lru_cache(maxsize=1024)  # 7 us without
+def _url_parts(url: str) -> Tuple[_Origin, bytes]:
+    """Split a URL into its origin and the request target in origin form (RFC 9112 3.2.1)."""
+    control = _URL_CONTROL.search(url)
+    if control:
+        raise ValueError('the URL has a control character, %a, at index %d'
+                         % (control[0], control.start()))
+    match = _URL.fullmatch(url)
+    if not match:
+        raise ValueError('the URL must start with http:// or https://')
+
+    scheme, authority, path, query = match.groups()
+    target = _percent_encoded(_NOT_IN_PATH, path) or b'/'
+    if query:
+        target += b'?' + _percent_encoded(_NOT_IN_QUERY, query[1:])
+    return _origin(scheme.lower(), authority), target
+
+
+def _percent_encoded(not_allowed: re.Pattern[bytes], text: str) -> bytes:
+    return not_allowed.sub(lambda byte: b'%%%02X' % byte[0][0], text.encode())
+
+
+@functools.lru_cache(maxsize=1024)
+def _origin(scheme: str, authority: str) -> _Origin:
+    if scheme not in ('http', 'https'):
+        raise ValueError('the scheme of the URL must be http or https, not %s' % _shown(scheme))
+    if '@' in authority:
+        raise ValueError('the URL has user information before its host (RFC 9110 4.2.4): send an '
+                         'authorization header instead')
+
+    match = _AUTHORITY.fullmatch(authority)
+    if not match:
+        raise ValueError('the URL must have a host, and then no port or one of 1 to 65535, not %s'
+                         % _shown(authority))
+    tls = scheme == 'https'
+    port = int(match[2] or (443 if tls else 80))
+    if not 1 <= port <= 65535:
+        raise ValueError('the port of the URL must be 1 to 65535, not %d' % port)
+
+    if match[1].startswith('['):
+        address = str(ipaddress.IPv6Address(match[1][1:-1]))
+        return _Origin(tls, address, port, (address,), match[1].lower().encode())
+
+    host_field = _encoded_name(match[1])
+    host = host_field[:-1] if host_field.endswith('.') else host_field
+    if _NUMERIC_LAST_LABEL.fullmatch(host):
+        return _Origin(tls, host, port, (str(ipaddress.IPv4Address(host)),), host_field.encode())
+    return _Origin(tls, host, port, (), host_field.encode())
+
+
+def _encoded_name(host: str) -> str:
+    """Return a domain name in lower case and IDNA-encoded, with its trailing dot if it has one."""
+    # The first look is before encoding, which takes the square of the length
+    name = '' if len(host) > 254 else host.lower() if host.isascii() else \
+        host.encode('idna').decode('ascii').lower()
+    bare_name = name[:-1] if name.endswith('.') else name
+    if len(bare_name) > 253 or not name:
+        raise ValueError('the host of the URL is longer than 253 bytes')
+    if not _NAME.fullmatch(bare_name):
+        raise ValueError('the host of the URL must have labels of 1 to 63 letters, digits, - or '
+                         '_, separated by dots, not %s' % _shown(host))
+    return name
+
+
+def _with_params(target: bytes, params: Iterable[Any]) -> bytes:
+    """Append parameters to a target, with all but RFC 3986's unreserved characters encoded."""
+    pairs = params.items() if isinstance(params, dict) else params
+    query = urllib.parse.urlencode(
+        [(name, value) for name, value in pairs], doseq=True, quote_via=urllib.parse.quote)
+    separator = '?' if b'?' not in target else '' if target.endswith((b'?', b'&')) else '&'
+    return target + (separator + query).encode() if query else target
+
+
+def _request_head(
+        version: bytes, method: bytes, host: bytes, target: bytes,
+        headers: Iterable[Tuple[bytes, bytes]],
+) -> Tuple[bytes, Dict[bytes, bytes]]:
+    """Return the head of a request, and those of its fields that frame it.
+
+    Raises ValueError or TypeError.
+    """
+    if not isinstance(method, bytes) or isinstance(headers, dict):
+        raise TypeError('the method must be bytes and headers pairs of bytes, not %s and %s'
+                        % (type(method).__name__, type(headers).__name__))
+    if _lower_token[method] == b'connect':
+        raise ValueError('the method CONNECT is not supported')
+
+    lines = [b'host: %b\r\n' % host]
+    framing: Dict[bytes, bytes] = {}
+    for name, value in headers:
+        # The value may be a secret: no message has it
+        if not isinstance(name, bytes) or not isinstance(value, bytes):
+            raise TypeError('the header %a must be a pair of bytes, not of %s and %s'
+                            % (name, type(name).__name__, type(value).__name__))
+        if _FIELD_VALUE_CONTROL.search(value):
+            raise ValueError('the value of the header %a has a control character' % name)
+        lines.append(b'%b: %b\r\n' % (name, value))
+        lower_name = _lower_token[name]
+        if lower_name in _REQUEST_FRAMING:
+            _add_field(framing, lower_name, value.strip(b' \t'))
+
+    if framing:
+        _check_framing(version, framing)
+        if b'host' in framing:
+            del lines[0]
+    return b'%b %b %b\r\n%b\r\n' % (method, target, version, b''.join(lines)), framing
+
+
+_REQUEST_FRAMING = frozenset(
+    (b'host', b'content-length', b'transfer-encoding', b'connection', b'expect'))
+
+
+class _LowerTokens(Dict[bytes, bytes]):
+    """Tokens in lower case, each checked once.
+
+    The names of fields are few. A regular expression for each takes three times as long, and
+    functools.lru_cache twice.
+    """
+
+    def __missing__(self, token: bytes) -> bytes:
+        if not _TOKEN.fullmatch(token):
+            raise ValueError('a method or header name must be a token (RFC 9110 5.6.2), not %s'
+                             % _shown(token))
+        if len(self) == 512:
+            self.clear()
+        self[token] = token.lower()
+        return self[token]
+
+
+_lower_token = _LowerTokens()
+
+
+def _check_framing(version: bytes, framing: Dict[bytes, bytes]) -> None:
+    """Refuse what a server could read as another message (RFC 9112 6, 11.2)."""
+    if not _HOST.fullmatch(framing.get(b'host', b'')):
+        raise ValueError('the header host must be given once, as host or host:port')
+    if not _CONTENT_LENGTH.fullmatch(framing.get(b'content-length', b'0')):
+        raise ValueError('the header content-length must be given once, as a number')
+
+    if b'transfer-encoding' in framing:
+        codings = _tokens(framing[b'transfer-encoding'])
+        if b'content-length' in framing or version == b'HTTP/1.0':
+            raise ValueError('the header transfer-encoding must not be given with content-length, '
+                             'or in HTTP/1.0 (RFC 9112 6.1)')
+        if codings[-1] != b'chunked' or codings.count(b'chunked') > 1:
+            raise ValueError('the header transfer-encoding must end in chunked (RFC 9112 6.1)')
+
+
+def _add_field(fields: Dict[bytes, bytes], name: bytes, value: bytes) -> None:
+    # RFC 9110 5.3: the field lines of one name are one list
+    fields[name] = b'%b, %b' % (fields[name], value) if name in fields else value
+
+
+def _tokens(value: bytes) -> List[bytes]:
+    """The members of a field that is a list of tokens, in lower case (RFC 9110 5.6.1)."""
+    return [token.strip(b' \t') for token in value.lower().split(b',')]
+
+
+def _request_decoder(framing: Dict[bytes, bytes], limit: int) -> Union[_Chunked, _KnownLength]:
+    """What holds the body of a request to its framing: the decoder that its server would use."""
+    if b'transfer-encoding' in framing:
+        return _Chunked(limit)
+    return _KnownLength(int(framing.get(b'content-length', 0)))
+
+
+@functools.lru_cache(maxsize=256)
+def _stated_persistence(since_1_1: bool, connection: bytes, keep_alive: bytes = b'') -> float:
+    """How many seconds a message lets its connection live on (RFC 9112 9.3); 0 if not at all."""
+    options = _tokens(connection)
+    if b'close' in options or (not since_1_1 and b'keep-alive' not in options):
+        return 0
+    # A second's margin, so that a request doesn't cross with the server's close
+    stated = _KEEP_ALIVE_TIMEOUT.search(keep_alive)
+    return max(0, int(stated[1]) - 1) if stated else float('inf')
+
+
+def _shown(data: Union[bytes, str]) -> str:
+    """Data as messages show it: escaped, and cut to a sane length."""
+    return '%a' % (data,) if len(data) <= 80 else '%a...' % (data[:80],)
+
+
+# ---- Response head (RFC 9112 4, 5) --------------------------------------------------------------
+
+
+# RFC 9112 4: status-line = HTTP-version SP status-code SP [ reason-phrase ], where some servers
+# leave out the second SP
+_STATUS_LINE = re.compile(rb'HTTP/1\.([0-9]) ([0-9]{3})(?: [^\0\r\n]*)?')
+
+# RFC 9112 5.2: obs-fold = OWS CRLF RWS
+_OBS_FOLD = re.compile(rb'\r\n[ \t]+')
+
+_BARE_LF = re.compile(rb'(?<!\r)\n')
+
+# RFC 9112 5: field-line = field-name ":" OWS field-value OWS, where the value has no NUL, CR or LF
+_FIELD_LINE = re.compile(_TCHAR + rb'+:[^\0\r\n]*')
+_START_OF_FIELD_LINE = re.compile(rb'(?:' + _TCHAR + rb'+(?::[^\0\r\n]*)?)?')
+
+
+def _end_of_head(received: bytes, searched: int, limit: int) -> int:
+    """Return where the line end and the empty line after a head are; -1 if it isn't whole."""
+    end = received.find(b'\r\n\r\n', max(0, searched - 3))
+    if (end + 4 if end >= 0 else len(received)) > limit:
+        raise HttpHeaderTooLong('the head of the response is longer than %d bytes '
+                                '(max_header_length)' % limit)
+
+    # What can never become a head is refused at once
+    if end < 0 and not b'HTTP/1.'.startswith(received[:7]):
+        raise HttpInvalidResponse('the response must start with HTTP/1., not %s'
+                                  % _shown(received))
+    bare_lf = _BARE_LF.search(received, max(0, searched - 1)) if end < 0 else None
+    if bare_lf:
+        raise HttpInvalidResponse('byte %d of the response is a bare LF' % (bare_lf.start() + 1))
+    return end
+
+
+def _response_head(head: bytes) -> _Head:
+    """Return the code of a response, whether it is of HTTP/1.1 or newer, and its headers."""
+    status_line, _, field_lines = head.partition(b'\r\n')
+    status = _STATUS_LINE.fullmatch(status_line)
+    if not status:
+        raise HttpInvalidResponse('the status line must be HTTP/1.x, a code of three digits and a '
+                                  'reason, not %s' % _shown(status_line))
+    return status[2], status[1] != b'0', _fields(field_lines, 'head', 2) if field_lines else ()
+
+
+def _fields(lines: bytes, part: str, first_number: int) -> _Fields:
+    """Parse field lines: field-name ":" OWS field-value OWS (RFC 9112 5).
+
+    No regular expression sees all the bytes: that takes three times as long.
+    """
+    try:
+        # splitlines also splits at bare CRs and LFs: there are none if all line ends are two bytes
+        line_list = lines.splitlines()
+        if sum(map(len, line_list)) + 2 * len(line_list) != len(lines) + 2 or \
+                b'\0' in lines or lines.endswith((b'\r', b'\n')):
+            raise ValueError
+        fields = tuple([
+            (_lower_token[name], value.strip(b' \t'))
+            for name, colon, value in map(bytes.partition, line_list, itertools.repeat(b':'))
+            if colon])
+        if len(fields) < len(line_list):
+            raise ValueError
+        return fields
+    except ValueError:
+        unfolded = _OBS_FOLD.sub(b' ', lines)
+        if len(unfolded) < len(lines):
+            return _fields(unfolded, part, first_number)
+        raise _field_error(lines, part, first_number) from None
+
+
+def _field_error(lines: bytes, part: str, first_number: int) -> HttpInvalidResponse:
+    """Say which line isn't a field, and which of its bytes is wrong."""
+    number, line = next(
+        (number, line) for number, line in enumerate(lines.split(b'\r\n'), first_number)
+        if not _FIELD_LINE.fullmatch(line))
+    good = _START_OF_FIELD_LINE.match(line)
+    return HttpInvalidResponse(
+        'line %d of the %s must be a name, a colon and a value, which byte %d is not: %s'
+        % (number, part, good.end() + 1 if good else 0, _shown(line)))
+
+
+# ---- Body decoders (RFC 9112 6, 7.1) ------------------------------------------------------------
+#
+# As zlib's do, `decode` takes what is received, b'' at the end of the connection, and returns what
+# it decodes to. When `eof` is true, `unused_data` has what came after the body.
+
+
+class _KnownLength:
+    """A body of as many bytes as content-length says (RFC 9112 6.2)."""
+
+    __slots__ = ('_length', '_remaining', 'eof', 'unused_data')
+
+    def __init__(self, length: int) -> None:
+        self._length = self._remaining = length
+        self.eof = not length
+        self.unused_data = b''
+
+    def decode(self, data: bytes) -> bytes:
+        if not data and not self.eof:
+            raise HttpConnectionClosedError('the body ended after %d of its %d bytes' % (
+                self._length - self._remaining, self._length))
+        remaining = self._remaining
+        self._remaining = max(0, remaining - len(data))
+        self.eof = not self._remaining
+        if len(data) <= remaining:
+            return data
+        self.unused_data = data[remaining:]
+        return data[:remaining]
+
+
+class _UntilClose:
+    """A body that ends with its connection (RFC 9112 6.3)."""
+
+    __slots__ = ('eof',)
+
+    unused_data = b''
+
+    def __init__(self) -> None:
+        self.eof = False
+
+    def decode(self, data: bytes) -> bytes:
+        self.eof = not data
+        return data
+
+
+# RFC 9112 7.1.1: chunk-size [ chunk-ext ] CRLF; 16 digits are 64 bits. RFC 9110 5.6.3 allows to
+# drop whitespace before the extension
+_CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\0\r\n]*)?\r\n')
+_NOT_IN_EXTENSION = re.compile(rb'[\0\r\n]')
+_START_OF_CHUNK_LINE = re.compile(rb'(?:[0-9A-Fa-f]{1,16}(?:[ \t]+|[ \t]*;[^\0\r\n]*)?\r?)?')
+
+
+class _Chunked:
+    """A body in the chunked transfer coding (RFC 9112 7.1); its trailers are checked and dropped.
+
+    The chunks in a buffer are found by offset, and joined: many tiny ones cost no more than their
+    bytes.
+    """
+
+    __slots__ = ('_due', '_extensions', '_in_trailers', '_limit', '_partial', 'eof', 'unused_data')
+
+    def __init__(self, limit: int) -> None:
+        self.eof = False
+        self.unused_data = b''
+        self._limit = limit
+        self._extensions = 0  # Bytes of them so far
+        self._partial = b''  # Of a chunk line or the trailers
+        self._due = 0  # Bytes to come of a chunk, and the CRLF after it
+        self._in_trailers = False
+
+    def decode(self, data: bytes) -> bytes:
+        if not data and not self.eof:
+            raise HttpConnectionClosedError('the body ended before its last chunk')
+
+        if b';' in self._partial and not _NOT_IN_EXTENSION.search(data):
+            self._keep(self._partial + data, 'a chunk line')  # Nothing is looked at twice
+            return b''
+
+        data, self._partial = self._partial + data, b''
+        chunks: List[bytes] = []
+        position = 0
+        while position < len(data) and not self.eof:
+            step = self._rest_of_chunk if self._due else \
+                self._trailers if self._in_trailers else self._whole_chunks
+            position = step(data, position, chunks)
+        self.unused_data = data[position:]
+        return b''.join(chunks)
+
+    def _whole_chunks(self, data: bytes, position: int, chunks: List[bytes]) -> int:
+        while True:
+            line = _CHUNK_LINE.match(data, position)
+            if not line:
+                self._keep(data[position:], 'a chunk line')
+                if not _START_OF_CHUNK_LINE.fullmatch(self._partial):
+                    raise HttpInvalidResponse('a chunk must start with its size of 1 to 16 hex '
+                                              'digits, not %s' % _shown(self._partial))
+                return len(data)
+
+            size, position = int(line[1], 16), line.end()
+            if position > line.end(1) + 2:
+                self._extensions += position - line.end(1) - 2
+                self._check_length(len(line[0]), 'a chunk line')
+                self._check_length(self._extensions, 'the chunk extensions')
+            end = position + size
+            if not size or data[end:end + 2] != b'\r\n':
+                self._in_trailers = not size
+                self._due = size and size + 2
+                return position
+            chunks.append(data[position:end])
+            position = end + 2
+
+    def _rest_of_chunk(self, data: bytes, position: int, chunks: List[bytes]) -> int:
+        end = min(position + max(self._due - 2, 0), len(data))
+        chunks.append(data[position:end])
+        self._due -= end - position
+        if self._due > 2:
+            return end
+
+        crlf = data[end:end + self._due]
+        if crlf != b'\r\n'[2 - self._due:][:len(crlf)]:
+            raise HttpInvalidResponse('a chunk must be followed by CRLF, not by %a' % crlf)
+        self._due -= len(crlf)
+        return end + len(crlf)
+
+    def _trailers(self, data: bytes, position: int, _: List[bytes]) -> int:
+        """RFC 9112 7.1.2: field lines, then an empty line."""
+        if data.startswith(b'\r\n', position):
+            self.eof = True
+            return position + 2
+
+        end = data.find(b'\r\n\r\n', position)
+        if end < 0:
+            self._keep(data[position:], 'the trailers')
+            return len(data)
+        self._check_length(end + 4 - position, 'the trailers')
+        _fields(data[position:end], 'trailers', 1)
+        self.eof = True
+        return end + 4
+
+    def _keep(self, partial: bytes, what: str) -> None:
+        self._check_length(len(partial), what)
+        self._partial = partial
+
+    def _check_length(self, length: int, what: str) -> None:
+        if length > self._limit:
+            raise HttpHeaderTooLong('%s: longer than %d bytes (max_header_length)'
+                                    % (what, self._limit))
+
+
+_Decoder = Union[_KnownLength, _UntilClose, _Chunked]
+
+
+# ---- Framing and persistence (RFC 9112 6.3, 9.3) ------------------------------------------------
+
+
+def _response_framing(method: bytes, head: _Head, limit: int) -> Tuple[_Decoder, float]:
+    """Return what finds the end of the body, and how many seconds it lets the connection live on.
+
+    They are 0 if it can't be used again.
+    """
+    code, since_1_1, headers = head
+    fields = dict(headers)
+    if len(fields) < len(headers):
+        fields = {}
+        for name, value in headers:
+            _add_field(fields, name, value)
+
+    decoder = _body_decoder(method, code, fields, limit)
+    # RFC 9112 6.1: with both, or in HTTP/1.0, an intermediary may have seen another end
+    is_ambiguous = b'transfer-encoding' in fields and (
+        b'content-length' in fields or not since_1_1)
+    if is_ambiguous or code == b'101' or type(decoder) is _UntilClose:
+        return decoder, 0
+    return decoder, _stated_persistence(
+        since_1_1, fields.get(b'connection', b''), fields.get(b'keep-alive', b''))
+
+
+def _body_decoder(method: bytes, code: bytes, fields: Dict[bytes, bytes], limit: int) -> _Decoder:
+    """In the order of RFC 9112 6.3."""
+    if method == b'HEAD' or code in (b'101', b'204', b'304'):
+        return _KnownLength(0)
+
+    coding = fields.get(b'transfer-encoding', b'identity').lower()
+    if coding == b'chunked':
+        return _Chunked(limit)
+    if coding != b'identity':
+        raise HttpInvalidResponse('the transfer-encoding of the response must be chunked, not %s'
+                                  % _shown(coding))
+
+    length = fields.get(b'content-length')
+    if length is None:
+        return _UntilClose()
+    if length.isdigit() and len(length) < 20:
+        return _KnownLength(int(length))
+    # RFC 9110 8.6: a list of the same number, over and over, is that number
+    number, *others = {member.strip(b' \t') for member in length.split(b',')}
+    if others or not _CONTENT_LENGTH.fullmatch(number):
+        raise HttpInvalidResponse('the content-length of the response must be one number, not %s'
+                                  % _shown(length))
+    return _KnownLength(int(number))
+
+
+# ---- Name resolution ----------------------------------------------------------------------------
+
+
+_Resolve = Callable[..., Awaitable[Iterable[Any]]]
+_ClearCache = Callable[..., Awaitable[None]]
+
+
+class _NameServers:
+    """The name servers to ask: five times each, and half a second at a time.
+
+    A class, since aiodnsresolver leaves it half used: the loop would finalise an asynchronous
+    generator in a task of its own. And aiodnsresolver ends its wait for a name server by
+    cancelling the task: that is taken back here, where it asks for the next one.
+    """
+
+    def __init__(self, name_servers: Iterable[str], _: bytes) -> None:
+        self._name_servers = iter([server for _ in range(5) for server in name_servers])
+        self._loop = asyncio.get_running_loop()
+        self._task: Any = asyncio.current_task()
+        self._cancelling = 0
+        self._deadline = float('inf')
+
+    def __aiter__(self) -> _NameServers:
+        return self
+
+    async def __anext__(self) -> Tuple[float, Tuple[str, int]]:
+        if hasattr(self._task, 'uncancel'):  # Python 3.11
+            # The clock and timers of uvloop have whole milliseconds
+            if self._loop.time() + 0.002 > self._deadline and \
+                    self._task.cancelling() > self._cancelling:
+                self._task.uncancel()
+                if self._task.cancelling() > self._cancelling:
+                    raise asyncio.CancelledError  # From outside, in the same turn of the loop
+            self._cancelling = self._task.cancelling()
+
+        for name_server in self._name_servers:
+            self._deadline = self._loop.time() + 0.5
+            return 0.5, (name_server, 53)
+        raise StopAsyncIteration
+
+
+def _get_dns_resolver(get_logger_adapter: _GetLoggerAdapter) -> Tuple[_Resolve, _ClearCache]:
+    """aiodnsresolver's, but without a task, a cancellation that stays, or an outdated answer."""
+    addresses: Dict[Tuple[bytes, int], Any] = {}  # Of /etc/hosts, with names in lower case
+
+    async def get_host(hosts: Dict[int, Dict[bytes, Any]], name: bytes, record_type: int) -> Any:
+        if not addresses:
+            addresses.update({
+                (host.lower(), kind): address
+                for kind, by_host in hosts.items() for host, address in by_host.items()})
+        address = addresses.get((name, record_type))
+        # What is there has no other addresses, of whichever type
+        if address is None and any((name, kind) in addresses for kind in hosts):
+            raise DnsRecordDoesNotExist
+        return address
+
+    try:
+        resolve, clear_cache = Resolver(
+            get_host=get_host, get_nameservers=_NameServers,
+            get_logger_adapter=get_logger_adapter)
+    except (OSError, ValueError) as exception:
+        return _unable_to_resolve('/etc/hosts or /etc/resolv.conf: %s' % exception)
+
+    async def resolve_and_forget(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await resolve(*args, **kwargs)
+        except BaseException as exception:
+            # aiodnsresolver repeats an answer for as long as a frame of its own is alive
+            _drop_tracebacks(exception)
+            raise exception.with_traceback(None)  # noqa: B904
+
+    return resolve_and_forget, clear_cache
+
+
+def _unable_to_resolve(reason: str) -> Tuple[_Resolve, _ClearCache]:
+    async def resolve(*_: Any, **__: Any) -> NoReturn:
+        raise DnsError(reason)
+
+    async def clear_cache(**_: Any) -> None:
+        pass
+
+    return resolve, clear_cache
+
+
+def _drop_tracebacks(exception: Optional[BaseException]) -> None:
+    while exception is not None:
+        exception.__traceback__ = None
+        _drop_tracebacks(exception.__cause__)
+        exception = exception.__context__
+
+
+# ---- Connection ---------------------------------------------------------------------------------
+
+
+_Key = Tuple[str, str, int, bool]  # Host, IP address, port, TLS
+
+# How many bytes may pass before other tasks get their turn, and what a call counts for at least
+_TURN_BYTES = 524288
+_CALL_BYTES = 4096
+
+# Of one call to send, which with TLS and a fast peer doesn't end by itself. The first one of a
+# request is one TLS record (RFC 8446 5.1), as a call for several may send some and then raise
+_SEND_BYTES = 262144
+_TLS_RECORD_BYTES = 16384
+
+# RFC 8305 5: Connection Attempt Delay
+_ATTEMPT_SECONDS = 0.25
+
+# What connect_ex returns for an attempt that goes on; the second on Windows
+_IN_PROGRESS = (errno.EINPROGRESS, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS))
+
+
+class _Connection:
+    """A connected socket, with TLS or without, whose operations can be awaited one at a time.
+
+    Its reader stays registered, since adding and removing it costs 28 us: it is removed only when
+    something arrives that nobody waits for. One timer serves all waits, which move its deadline.
+    """
+
+    __slots__ = (
+        '_background', '_bufsize', '_deadline', '_fileno', '_first_send_bytes', '_is_paused',
+        '_is_sending', '_loop', '_on_idle_event', '_operation', '_reads', '_send_bytes', '_sock',
+        '_thread', '_timer', '_waiter', '_writes', 'arrived', 'credit', 'key', 'rested_at',
+        'timeout')
+
+    def __init__(
+            self, loop: asyncio.AbstractEventLoop, sock: socket.socket, key: _Key,
+            timeout: float, bufsize: int,
+    ) -> None:
+        self.key = key
+        self.timeout = timeout
+        self.arrived = False  # Whether something may have that nobody waited for
+        self.credit = _TURN_BYTES  # How much may pass yet in this turn of the loop
+        self.rested_at = 0.0  # When it was put into the pool, if it was
+        self._loop = loop
+        self._sock = sock
+        self._fileno = sock.fileno()
+        self._bufsize = bufsize
+        self._first_send_bytes = \
+            _TLS_RECORD_BYTES if isinstance(sock, ssl.SSLSocket) else _SEND_BYTES
+        self._send_bytes = self._first_send_bytes
+        self._thread = threading.get_ident()
+        self._waiter: Optional[asyncio.Future[Any]] = None
+        self._operation: Optional[Callable[[], Any]] = None
+        self._background: Optional[Callable[[], Optional[bool]]] = None
+        self._is_sending = False
+        self._is_paused = False
+        self._on_idle_event: Optional[Callable[[_Connection], None]] = None
+        self._deadline = 0.0
+        self._timer: Optional[asyncio.TimerHandle] = None
+        self._reads = self._writes = False  # What the loop watches for
+        self._watch(True, False)
+
+    def look(self) -> Optional[bytes]:
+        """Return what has arrived, without waiting: None if nothing has, b'' at the end."""
+        try:
+            return self._sock.recv(self._bufsize)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            if self.arrived:
+                self.arrived = False
+                self._watch(True, self._writes)
+        except ssl.SSLWantWriteError:
+            self._watch(self._reads, True)
+        return None
+
+    def send_now(self, data: Union[bytes, memoryview]) -> int:
+        """Send what can be without waiting, and return how many bytes that is."""
+        if len(data) > self._send_bytes:
+            data = memoryview(data)[:self._send_bytes]
+        try:
+            sent = self._sock.send(data)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            return 0
+        except ssl.SSLWantReadError:
+            self._watch(self._reads, False)  # It is writable all the time
+            return 0
+        self._send_bytes = _SEND_BYTES
+        self.credit -= max(sent, _CALL_BYTES)
+        return sent
+
+    def receive(self, seconds: Optional[float] = None) -> Awaitable[bytes]:
+        """Wait for the next bytes; b'' at the end. Raises OSError and asyncio.TimeoutError."""
+        self._watch(True, self._writes)
+        return self._completed(self.look, seconds)
+
+    async def receive_more(self) -> bytes:
+        """The same within a body, where more has probably arrived already."""
+        if self.credit <= 0:
+            await self.give_turn()
+        data = self.look()
+        if data is None:
+            return await self.receive()
+        self.credit -= max(len(data), _CALL_BYTES)
+        return data
+
+    async def send(self, send_some: Callable[[], Optional[bool]]) -> None:
+        """Wait until send_some(), which sends when that is possible, returns True.
+
+        Returns early if something arrives.
+        """
+        self._watch(True, True)
+        self._is_sending = True
+        self._background = None
+        try:
+            await self._completed(send_some)
+        finally:
+            self._is_sending = False
+
+    def send_in_background(self, send_some: Callable[[], Optional[bool]]) -> None:
+        """Call send_some() whenever the socket is writable and nobody waits, until it is done."""
+        self._background = send_some
+        self._watch(self._reads, True)
+
+    async def handshake(self) -> None:
+        """Do the TLS handshake, which may take the timeout as a whole."""
+        if not self._handshake_now():
+            await self._completed(self._handshake_now)
+
+    def _handshake_now(self) -> Optional[bool]:
+        try:
+            self._sock.do_handshake()  # type: ignore[attr-defined]
+            return True
+        except ssl.SSLWantWriteError:
+            self._watch(self._reads, True)
+        except ssl.SSLWantReadError:
+            pass
+        return None
+
+    async def give_turn(self) -> None:
+        """Let other tasks run, after much was sent or received without a wait."""
+        self.credit = _TURN_BYTES
+        self._is_paused = True
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._is_paused = False
+
+    async def _completed(
+            self, operation: Callable[[], Any], seconds: Optional[float] = None,
+    ) -> Any:
+        """Wait until `operation`, called at each event, returns something other than None."""
+        self.credit = _TURN_BYTES
+        self._operation = operation
+        self._waiter = waiter = self._loop.create_future()
+        self._set_deadline(self._loop.time() + (self.timeout if seconds is None else seconds))
+        try:
+            return await waiter
+        finally:
+            self._waiter = self._operation = None
+            del waiter  # It may have an exception whose traceback has this frame
+
+    def _on_readable(self) -> None:
+        if self._waiter is not None and not self._is_sending:
+            self._attempt()
+        elif self._on_idle_event is not None:
+            if not self.is_quiet():
+                self._on_idle_event(self)
+        else:
+            self.arrived = True
+            if not self._is_paused:
+                self._watch(False, self._writes)
+                self._wake(False)
+
+    def _on_writable(self) -> None:
+        if self._waiter is None:
+            if self._background is None or self._background() is not None:
+                self._background = None
+                self._watch(self._reads, False)
+            return
+
+        if self._is_sending:
+            self.credit = _TURN_BYTES
+            self._deadline = self._loop.time() + self.timeout  # The peer has taken something
+        else:
+            self._watch(self._reads, False)
+        self._attempt()
+
+    def _attempt(self) -> None:
+        try:
+            result = self._operation and self._operation()
+        except Exception as exception:
+            self._wake(exception)
+        else:
+            if result is not None:
+                self._wake(result)
+
+    def _wake(self, result: Any) -> None:
+        # From now on, and before its task runs, nothing is for this waiter
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            if isinstance(result, Exception):
+                waiter.set_exception(result)
+            else:
+                waiter.set_result(result)
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has arrived, the end of the connection included."""
+        try:
+            return self.look() is None
+        except OSError:
+            return False
+
+    def rest(self, seconds: float, on_event: Callable[[_Connection], None]) -> None:
+        """Be idle until an event: bytes, the end of the connection, or of the time."""
+        self._watch(True, self._writes)
+        self._on_idle_event = on_event
+        self.rested_at = self._loop.time()
+        self._set_deadline(self.rested_at + seconds)
+        if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
+            on_event(self)  # Decrypted already: no event of the socket tells
+
+    def wake_up(self) -> bool:
+        """Be idle no more, and return whether the connection can be used."""
+        self._on_idle_event = None
+        self._send_bytes = self._first_send_bytes
+        self.credit = _TURN_BYTES
+        return self.is_quiet() and self._loop.time() < self._deadline
+
+    def _set_deadline(self, deadline: float) -> None:
+        self._deadline = deadline
+        if self._timer is not None:
+            if self._timer.when() <= deadline:
+                return  # It sets itself again when it finds the deadline moved
+            self._timer.cancel()
+        self._timer = self._loop.call_at(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._waiter is None and self._on_idle_event is None:
+            return
+        if self._loop.time() < self._deadline:
+            self._set_deadline(self._deadline)
+        elif self._waiter is not None:
+            self._wake(asyncio.TimeoutError())
+        elif self._on_idle_event is not None:
+            self._on_idle_event(self)
+
+    def _watch(self, reads: bool, writes: bool) -> None:
+        """Have the loop watch for what is asked for, by changes alone: each costs 14 us."""
+        if reads != self._reads:
+            self._reads = reads
+            if reads:
+                self._loop.add_reader(self._fileno, self._on_readable)
+            else:
+                self._loop.remove_reader(self._fileno)
+        if writes != self._writes:
+            self._writes = writes
+            if writes:
+                self._loop.add_writer(self._fileno, self._on_writable)
+            else:
+                self._loop.remove_writer(self._fileno)
+
+    def close(self) -> None:
+        """Close; TLS sends its close_notify, but doesn't wait for the peer's."""
+        self._on_idle_event = self._background = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._sock.fileno() != -1 and not self._loop.is_closed():
+            self._watch(False, False)  # Before the number of the socket is another one's
+        if isinstance(self._sock, ssl.SSLSocket):
+            with contextlib.suppress(OSError, ValueError):
+                self._sock.unwrap()
+        self._sock.close()
+
+    def abandon(self) -> None:
+        """Close from the garbage collector: on any thread, at any time."""
+        if threading.get_ident() != self._thread:
+            with contextlib.suppress(RuntimeError):  # The loop is closed
+                self._loop.call_soon_threadsafe(self.close)
+                return
+        self.close()
+
+
+class _Attempts:
+    """Attempts to connect to the addresses of a host, which overlap, in this task (RFC 8305 5).
+
+    The next one starts when one fails, or 250 ms after the last one. The first to connect wins.
+    """
+
+    __slots__ = (
+        '_event', '_failures', '_get_sock', '_loop', '_pending', '_port', '_untried', '_winners')
+
+    def __init__(
+            self, loop: asyncio.AbstractEventLoop, get_sock: Callable[..., socket.socket],
+            addresses: Iterable[str], port: int,
+    ) -> None:
+        self._loop = loop
+        self._get_sock = get_sock
+        self._untried = collections.deque(addresses)
+        self._port = port
+        self._event = asyncio.Event()
+        self._pending: Dict[socket.socket, str] = {}
+        self._winners: List[Tuple[socket.socket, str]] = []
+        self._failures: List[OSError] = []
+
+    async def winner(self, seconds: float) -> Tuple[socket.socket, str]:
+        """Return a connected socket and its address.
+
+        Raises what the first attempt failed with, or asyncio.TimeoutError after `seconds`.
+        """
+        deadline = self._loop.time() + seconds
+        try:
+            while not self._winners and (self._untried or self._pending):
+                self._event.clear()
+                if self._untried:
+                    self._start(self._untried.popleft())
+                next_at = self._loop.time() + _ATTEMPT_SECONDS if self._untried else deadline
+                timer = self._loop.call_at(min(next_at, deadline), self._event.set)
+                try:
+                    await self._event.wait()
+                finally:
+                    timer.cancel()
+                if not self._winners and self._loop.time() >= deadline:
+                    raise asyncio.TimeoutError
+            if not self._winners:
+                raise self._failures.pop(0)
+            return self._winners.pop(0)
+        finally:
+            for sock in self._pending:
+                self._loop.remove_writer(sock.fileno())
+            for sock in (*self._pending, *dict(self._winners)):
+                sock.close()
+
+    def _start(self, address: str) -> None:
+        try:
+            sock = _new_sock(self._get_sock, address)
+        except OSError as exception:
+            self._failures.append(exception)
+            self._event.set()
+            return
+        self._pending[sock] = address
+        error = sock.connect_ex((address, self._port))
+        if error in _IN_PROGRESS:
+            self._loop.add_writer(sock.fileno(), self._on_writable, sock)
+        else:
+            self._decide(sock, error)
+
+    def _on_writable(self, sock: socket.socket) -> None:
+        self._loop.remove_writer(sock.fileno())
+        self._decide(sock, sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _decide(self, sock: socket.socket, error: int) -> None:
+        address = self._pending.pop(sock)
+        if error:
+            sock.close()
+            self._failures.append(OSError(error, '%s, %s' % (os.strerror(error), address)))
+        else:
+            self._winners.append((sock, address))
+        self._event.set()
+
+
+def _new_sock(get_sock: Callable[..., socket.socket], address: str) -> socket.socket:
+    if ':' not in address:
+        sock = get_sock()
+    else:
+        try:
+            sock = get_sock(socket.AF_INET6)
+        except TypeError as exception:
+            raise TypeError('get_sock must take socket.AF_INET6 as its argument to connect to %s'
+                            % address) from exception
+    if sock.gettimeout() != 0:
+        sock.setblocking(False)
+    return sock
+
+
+def _get_sock(family: int = socket.AF_INET) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setblocking(False)
+    return sock
+
+
+# ---- Exchange (RFC 9110 10.1.1, RFC 9112 9.3) ---------------------------------------------------
+
+
+# Pieces of a request are gathered up to this size, to leave in one packet
+_PACKET_BYTES = 65536
+
+# RFC 9110 10.1.1: how long to wait for a 100, which some servers never send
+_CONTINUE_SECONDS = 1
+
+# More than any server sends on purpose: one that reports progress with 102 does so each 20 s
+_MAX_INTERIM_RESPONSES = 100
+
+
+class _NothingSentError(Exception):
+    """The connection was dead before it took a byte of the request."""
+
+
+class _Exchange:
+    """A request on its way, and the head of its response.
+
+    It outlives a connection that turns out to be dead before it took a byte.
+    """
+
+    __slots__ = (
+        '_any_sent', '_body', '_chunks', '_connection', '_decoder', '_failure', '_framing',
+        '_has_continued', '_interim_responses', '_limit', '_unsent', '_unsent_bytes', 'is_ended',
+        'received')
+
+    def __init__(
+            self, head: bytes, framing: Dict[bytes, bytes], limit: int,
+            body: Tuple[Callable[..., AsyncIterable[Any]], Tuple[Any, ...], Dict[str, Any]],
+    ) -> None:
+        self.received = b''  # In the end, what came after the head
+        self._connection: Any = None
+        self._limit = limit
+        self._framing = framing
+        self._decoder = _request_decoder(framing, limit) if framing else _KnownLength(0)
+        self._body = body
+        self._chunks: Any = None
+        self.is_ended = body[0] is empty_async_iterator and self._decoder.eof
+        self._unsent: List[Union[bytes, memoryview]] = [head]
+        self._unsent_bytes = len(head)
+        self._any_sent = False
+        self._failure: Optional[OSError] = None  # Of the last attempt to send
+        self._has_continued = False
+        self._interim_responses = 0
+
+    async def response_head(self, connection: _Connection) -> _Head:
+        """Send the request, and return the head of the final response to it."""
+        self._connection, self._failure, self.received = connection, None, b''
+        head = None
+        try:
+            if not self.is_ended:
+                head = await self._send_body()
+            elif not self._flush():
+                head = await self._send()
+            while head is None:
+                head = self._fed(await connection.receive())
+        except (OSError, asyncio.TimeoutError) as exception:
+            raise _receive_error(exception, 'head', connection) from exception
+        return head
+
+    def persistence(self, version: bytes) -> float:
+        """How many seconds the request lets the connection live on; 0 if it isn't sent whole."""
+        return 0 if self._unsent or not self.is_ended else _stated_persistence(
+            version == b'HTTP/1.1', self._framing.get(b'connection', b''))
+
+    async def aclose(self) -> None:
+        """Close the caller's asynchronous generator, unless it has ended."""
+        aclose = None if self.is_ended else getattr(self._chunks, 'aclose', None)
+        self.is_ended = True
+        self._unsent.clear()  # It keeps the caller's buffers from being resized
+        if aclose is not None:
+            try:
+                await aclose()
+            except Exception as exception:
+                raise HttpDataError('the body of the request raised %r when it was closed'
+                                    % exception) from exception
+
+    def _fed(self, data: bytes) -> Optional[_Head]:
+        """Take what is received; return the final response's head if it is whole."""
+        if not data:
+            raise HttpConnectionClosedError('the server closed the connection %s' % (
+                'within the head of its response' if self.received else 'without a response'))
+
+        searched = len(self.received)
+        self.received += data
+        while True:
+            end = _end_of_head(self.received, searched, self._limit)
+            if end < 0:
+                return None
+            head = _response_head(self.received[:end])
+            self.received = self.received[end + 4:]
+            # RFC 9110 15.2; a 101 is final, as what follows it isn't HTTP
+            if not head[0].startswith(b'1') or head[0] == b'101':
+                return head
+
+            searched = 0
+            self._has_continued |= head[0] == b'100'
+            self._interim_responses += 1
+            if self._interim_responses > _MAX_INTERIM_RESPONSES:
+                raise HttpInvalidResponse('the server sent more than %d interim responses'
+                                          % _MAX_INTERIM_RESPONSES)
+
+    async def _send_body(self) -> Optional[_Head]:
+        head = None
+        if b'100-continue' in _tokens(self._framing.get(b'expect', b'')) and not self._decoder.eof:
+            head = await self._send() or await self._continued()
+        while head is None and not self.is_ended:
+            await self._fill()
+            head = await self._send()
+        return head
+
+    async def _send(self) -> Optional[_Head]:
+        """Send what is unsent. If a final response arrives first, return its head."""
+        connection = self._connection
+        head = None
+        try:
+            while not self._flush() or connection.arrived:
+                if self._failure is not None:
+                    failure, self._failure = self._failure, None
+                    return self._head_in_spite_of(failure)
+                if not connection.arrived:
+                    await connection.send(self._flush)
+                    continue
+                data = connection.look()
+                head = None if data is None else self._fed(data)
+                if head is not None:
+                    break
+        except asyncio.TimeoutError as exception:
+            raise self._error(HttpConnectionError)(
+                'the server took nothing of the request for %s seconds (socket_timeout)'
+                % connection.timeout) from exception
+        return head
+
+    def _flush(self) -> Optional[bool]:
+        """Send what the connection takes in this turn: True is all, None some, False failed."""
+        if self._failure is None and not self._any_sent and self._chunks is not None and \
+                self._connection.rested_at and not self._connection.is_quiet():
+            # It was when it left the pool, but the caller's body may have taken its time since
+            self._failure = ConnectionError('the server closed the idle connection')
+        if self._failure is not None:
+            return False
+
+        unsent = self._unsent
+        if len(unsent) > 1 and len(unsent[0]) < _PACKET_BYTES:
+            # They leave in one packet. Of a large chunk it is just the start, since this copies
+            *pieces, last = unsent
+            rest = memoryview(last)[_PACKET_BYTES:]
+            unsent[:] = [b''.join((*pieces, last[:_PACKET_BYTES])), *((rest,) if rest else ())]
+
+        while unsent:
+            data = unsent[0]
+            try:
+                sent = self._connection.send_now(data)
+            except OSError as exception:
+                self._failure = exception
+                return False
+            self._any_sent = self._any_sent or sent > 0
+            self._unsent_bytes -= sent
+            if sent == len(data):
+                del unsent[0]
+            else:
+                unsent[0] = memoryview(data)[sent:]
+                if not sent or self._connection.credit <= 0:
+                    return None
+        return True
+
+    def _flush_in_background(self) -> None:
+        if self._flush() is None:
+            self._connection.send_in_background(self._flush)
+
+    def _head_in_spite_of(self, failure: OSError) -> _Head:
+        """The head of what a server sent before it closed its reading side."""
+        if not self._any_sent:
+            raise _NothingSentError from failure
+        with contextlib.suppress(OSError, HttpConnectionClosedError):
+            data = self._connection.look()
+            while data is not None:
+                head = self._fed(data)
+                if head is not None:
+                    return head
+                data = self._connection.look()
+        raise HttpConnectionClosedError('the connection was closed before the whole request was '
+                                        'sent: %s' % failure) from failure
+
+    async def _continued(self) -> Optional[_Head]:
+        """Wait for a 100, but not for long; return the head of a final response if that comes."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + _CONTINUE_SECONDS
+        head = None
+        while head is None and not self._has_continued:
+            try:
+                head = self._fed(await self._connection.receive(give_up_at - loop.time()))
+            except asyncio.TimeoutError:
+                break
+        return head
+
+    async def _fill(self) -> None:
+        """Take what the caller's body has at once, and send it whenever the body has to wait."""
+        connection = self._connection
+        while not self.is_ended and self._unsent_bytes < _PACKET_BYTES and not connection.arrived:
+            if connection.credit <= 0:
+                await connection.give_turn()
+            try:
+                chunk = await self._next_chunk()
+            except (TypeError, ValueError) as exception:
+                raise self._error(HttpInvalidRequest)(
+                    'the body of the request: %s' % exception) from exception
+            connection.credit -= _CALL_BYTES
+            if chunk:
+                self._unsent.append(chunk)
+                self._unsent_bytes += len(chunk)
+
+    async def _next_chunk(self) -> Any:
+        """Return the next chunk of the caller's body; b'' at its end too."""
+        try:
+            if self._chunks is None:
+                body, args, kwargs = self._body
+                self._chunks = _async_iterator(body(*args, **kwargs))
+            chunk = await _on_suspension(self._chunks.__anext__(), self._flush_in_background)
+        except StopAsyncIteration:
+            self.is_ended = True
+            self._check(b'')
+            return b''
+        except Exception as exception:
+            is_argument = self._chunks is None and isinstance(exception, TypeError)
+            raise self._error(HttpInvalidRequest if is_argument else HttpConnectionError)(
+                'the body of the request raised %r' % exception) from exception
+
+        if type(chunk) is not bytes:
+            # What is copied can't be changed before it is sent; what isn't is sent at once
+            view = memoryview(chunk)
+            chunk = view.cast('B') if view.nbytes >= _PACKET_BYTES else bytes(view)
+        if chunk:
+            self._check(chunk)
+        return chunk
+
+    def _check(self, chunk: Any) -> None:
+        """Hold the body to its framing; b'' is its end."""
+        try:
+            self._decoder.decode(chunk)
+        except HttpDataError as exception:
+            # What it says of chunks that are not well-formed has bytes of the body
+            raise ValueError(
+                str(exception) if isinstance(exception, HttpConnectionClosedError) else
+                'it is not well-formed chunks (RFC 9112 7.1)') from None
+        if self._decoder.unused_data:
+            raise ValueError(
+                'it goes on after its last chunk' if b'transfer-encoding' in self._framing else
+                'it has more bytes than content-length says' if b'content-length' in self._framing
+                else 'it has bytes, but neither content-length nor transfer-encoding is given')
+
+    def _error(self, if_nothing_is_sent: Type[HttpError]) -> Type[HttpError]:
+        return HttpDataError if self._any_sent else if_nothing_is_sent
+
+
+def _async_iterator(chunks: Any) -> AsyncIterator[Any]:
+    if not hasattr(chunks, '__aiter__'):
+        raise TypeError('body must return an asynchronous iterable, not %s'
+                        % type(chunks).__name__)
+    return chunks.__aiter__()  # type: ignore[no-any-return]
+
+
+@types.coroutine
+def _on_suspension(
+        awaitable: Awaitable[Any], function: Callable[[], Any],
+) -> Generator[Any, None, Any]:
+    """Await, and call a function whenever that suspends: concurrency without a task."""
+    iterator: Any = awaitable.__await__()
+    step = functools.partial(next, iterator)
+    while True:
+        try:
+            future = step()
+        except StopIteration as stop:
+            return stop.value
+        function()
+        try:
+            yield future
+            step = functools.partial(next, iterator)
+        except BaseException as exception:
+            step = functools.partial(iterator.throw, exception)
+
+
+def _is_timeout(exception: BaseException) -> bool:
+    # From Python 3.11 on, ETIMEDOUT is of that class too
+    return isinstance(exception, asyncio.TimeoutError) and not getattr(exception, 'errno', None)
+
+
+def _receive_error(exception: Exception, part: str, connection: _Connection) -> HttpDataError:
+    if _is_timeout(exception):
+        return HttpDataError('nothing of the %s of the response arrived for %s seconds '
+                             '(socket_timeout)' % (part, connection.timeout))
+    # The reason is what Python 3.8 and 3.9 give with OpenSSL 3 in place of SSLEOFError
+    if isinstance(exception, (ConnectionError, ssl.SSLEOFError)) or \
+            getattr(exception, 'reason', '') == 'UNEXPECTED_EOF_WHILE_READING':
+        return HttpConnectionClosedError('the connection was cut before the end of the %s of the '
+                                         'response: %s' % (part, exception))
+    return HttpDataError('the %s of the response could not be received: %s' % (part, exception))
+
+
+# ---- Response body ------------------------------------------------------------------------------
+
+
+class _ResponseBody:
+    """The body of a response: an asynchronous iterator of bytes.
+
+    Until its end it owns the connection. It hands it back with the last byte, or closes it: on
+    failure, at `aclose`, or when it is garbage collected.
+    """
+
+    __slots__ = (
+        '__weakref__', '_chunk', '_connection', '_decoder', '_failure', '_finalizer',
+        '_is_read', '_release')
+
+    def __init__(
+            self, received: bytes, connection: _Connection, decoder: _Decoder,
+            release: Callable[[_Connection, _Decoder], None],
+    ) -> None:
+        self._connection: Optional[_Connection] = connection  # None from the end of the body on
+        self._finalizer: Any = None
+        self._decoder = decoder
+        self._release = release
+        self._is_read = False
+        self._failure: Optional[Callable[[], HttpDataError]] = None
+        self._chunk = b''  # What came with the head
+        if received or decoder.eof:
+            try:
+                self._chunk = self._decoded(received)
+            except HttpDataError as exception:
+                self._fail(exception)
+        if self._connection is not None:
+            # And not __del__: in a reference cycle the socket's own finaliser may come first
+            self._finalizer = weakref.finalize(self, connection.abandon)
+
+    def __aiter__(self) -> _ResponseBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Return the next bytes of the body as they arrive. Raises HttpDataError."""
+        if self._chunk:
+            chunk, self._chunk = self._chunk, b''
+            return chunk
+        if self._failure is not None:
+            raise self._failure()
+        if self._connection is None:
+            raise StopAsyncIteration
+
+        self._check_not_read()
+        self._is_read = True
+        try:
+            chunk = await self._more(self._connection)
+        except BaseException as exception:
+            self._fail(exception)
+            raise
+        finally:
+            self._is_read = False
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Close the connection, unless the whole body has arrived. What is unread is lost."""
+        self._check_not_read()
+        self._chunk = b''
+        if self._connection is not None:
+            self._detached().close()
+
+    async def _more(self, connection: _Connection) -> bytes:
+        """Return more of the body, or b'' at its end."""
+        chunk = b''
+        try:
+            while not chunk and self._connection is not None:
+                chunk = self._decoded(await connection.receive_more())
+        except (OSError, asyncio.TimeoutError) as exception:
+            raise _receive_error(exception, 'body', connection) from exception
+        return chunk
+
+    def _decoded(self, data: bytes) -> bytes:
+        chunk = self._decoder.decode(data)
+        if self._decoder.eof:
+            self._release(self._detached(), self._decoder)
+        return chunk
+
+    def _fail(self, exception: BaseException) -> None:
+        """Close the connection, and have the same raised whenever the body is asked again."""
+        if self._connection is not None:
+            self._detached().close()
+        if not isinstance(exception, HttpDataError):
+            exception = HttpDataError('the body of the response was given up: %r' % exception)
+        self._failure = functools.partial(type(exception), *exception.args)
+
+    def _detached(self) -> _Connection:
+        connection, self._connection = self._connection, None
+        assert connection is not None
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        return connection
+
+    def _check_not_read(self) -> None:
+        if self._is_read:
+            raise RuntimeError('the body of the response is being read already')
+
+
+# ---- Pool ---------------------------------------------------------------------------------------
+
+
+# On by default in Python 3.10 and newer: a TLS connection that is cut would look closed
+_OP_IGNORE_UNEXPECTED_EOF = getattr(ssl, 'OP_IGNORE_UNEXPECTED_EOF', 0)
+
+# Addresses are kept for this many hosts
+_MAX_ANSWERS = 1024
+
+
+def Pool(  # noqa: C901, PLR0913, PLR0915
+        get_dns_resolver: Callable[..., Tuple[_Resolve, _ClearCache]] = _get_dns_resolver,
+        get_sock: Callable[..., socket.socket] = _get_sock,
+        get_ssl_context: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+        http_version: bytes = b'HTTP/1.1',
+        keep_alive_timeout: float = 15,
+        recv_bufsize: int = 65536,
+        max_header_length: int = 16384,
+        socket_timeout: float = 10,
+        get_logger_adapter: _GetLoggerAdapter = _get_logger_adapter,
+        get_resolver_logger_adapter: _GetResolverLoggerAdapter = _get_resolver_logger_adapter,
+) -> Tuple[Callable[..., Awaitable[Any]], Callable[..., Awaitable[None]]]:
+    """Return (request, close), which share a pool of connections on the running loop.
+
+    get_dns_resolver(get_logger_adapter=...): returns (resolve, clear_cache), as aiodnsresolver's
+        Resolver does
+    get_sock(): returns a TCP socket; called with socket.AF_INET6 for an IPv6 address
+    get_ssl_context(): returns the ssl.SSLContext for https, at the first request that needs it
+    http_version: b'HTTP/1.1' or b'HTTP/1.0'
+    keep_alive_timeout: seconds that a connection may be idle; 0 for no reuse
+    recv_bufsize: bytes that are received at once, at the most
+    max_header_length: bytes of a response head, chunk line or trailer section, at the most
+    socket_timeout: seconds that each wait on the network may take
+    get_logger_adapter(extra), get_resolver_logger_adapter(http_extra)(extra): return what logs
+
+    Raises ValueError for another http_version, and NotImplementedError where the loop can't watch
+    sockets.
+    """
+    loop = asyncio.get_running_loop()
+    if http_version not in (b'HTTP/1.1', b'HTTP/1.0'):
+        raise ValueError("http_version must be b'HTTP/1.1' or b'HTTP/1.0', not %r" % http_version)
+    if getattr(type(loop), 'add_reader', None) in (None, asyncio.AbstractEventLoop.add_reader):
+        raise NotImplementedError('lowhaio needs a loop with add_reader, which %s is not; on '
+                                  'Windows, asyncio.SelectorEventLoop is' % type(loop).__name__)
+
+    pool: Dict[_Key, Dict[_Connection, None]] = {}  # The most recently used of a key is last
+    answers: Dict[str, Tuple[float, Sequence[str]]] = {}  # When addresses expire, and they
+    ssl_context: Optional[ssl.SSLContext] = None
+    closed = False
+    resolve, clear_cache = get_dns_resolver(get_logger_adapter=get_resolver_logger_adapter({}))
+
+    async def request(  # noqa: PLR0913
+            method: bytes, url: str, params: Iterable[Any] = (),
+            headers: Iterable[Tuple[bytes, bytes]] = (),
+            body: Callable[..., AsyncIterable[Any]] = empty_async_iterator,
+            body_args: Iterable[Any] = (), body_kwargs: Any = (),
+            get_logger_adapter: _GetLoggerAdapter = get_logger_adapter,
+            get_resolver_logger_adapter: _GetResolverLoggerAdapter = get_resolver_logger_adapter,
+    ) -> Tuple[bytes, _Fields, _ResponseBody]:
+        """Send a request, and return (code, headers, body) once the head of the response is there.
+
+        method: bytes, such as b'GET'
+        url: str, http or https
+        params: pairs that are appended to the query of the URL; a value may be a sequence
+        headers: pairs of bytes; content-length or transfer-encoding must be there for a body
+        body(*body_args, **dict(body_kwargs)): returns an asynchronous iterable of bytes
+
+        code is three digits as bytes, headers a tuple of pairs of bytes with names in lower case,
+        and body an asynchronous iterator of bytes, with `aclose()`.
+
+        Raises HttpConnectionError if nothing was sent, so that it is safe to try again, and
+        otherwise HttpDataError (RFC 9110 9.2.2). So does iterating over the body.
+        """
+        if closed:
+            raise HttpConnectionError('the pool is closed')
+        try:
+            body_args, body_kwargs = tuple(body_args), dict(body_kwargs)
+            if not isinstance(url, str) or not callable(body):
+                raise TypeError('url must be a str and body a function, not %s and %s'
+                                % (type(url).__name__, type(body).__name__))
+            origin, target = _url_parts(url)
+            target = _with_params(target, params) if params else target
+            block, framing = _request_head(
+                http_version, method, origin.host_field, target, headers)
+        except (TypeError, ValueError) as exception:
+            raise HttpInvalidRequest(str(exception)) from exception
+
+        extra = {'lowhaio_method': method.decode(), 'lowhaio_url': url}
+        log = _debug(get_logger_adapter, extra)
+        exchange = _Exchange(block, framing, max_header_length, (body, body_args, body_kwargs))
+        try:
+            while True:
+                connection = reused(origin, origin.addresses or known_addresses(origin)) or \
+                    await connected(origin, log, get_resolver_logger_adapter(extra))
+                log('Using connection: %s', connection.key)
+                try:
+                    head = await exchange.response_head(connection)
+                    log('Received head: %s', head[0])
+                    seconds = exchange.persistence(http_version)
+                    if not exchange.is_ended:
+                        await exchange.aclose()
+                    decoder, stated_seconds = _response_framing(method, head, max_header_length)
+                    seconds = min(keep_alive_timeout, seconds, stated_seconds)
+                    return head[0], head[2], _ResponseBody(
+                        exchange.received, connection, decoder,
+                        functools.partial(release, seconds, log))
+                except _NothingSentError as exception:
+                    connection.close()
+                    if not connection.rested_at:
+                        raise HttpConnectionError('the connection was closed before anything was '
+                                                  'sent: %s' % exception.__cause__,
+                                                  ) from exception.__cause__
+                except BaseException:
+                    connection.close()
+                    raise
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await exchange.aclose()
+            raise
+
+    def release(
+            idle_seconds: float, log: _Log, connection: _Connection, decoder: _Decoder,
+    ) -> None:
+        """Take a connection back after the last byte of a response."""
+        if idle_seconds and not closed and not decoder.unused_data:
+            log('Keeping connection: %s', connection.key)
+            pool.setdefault(connection.key, {})[connection] = None
+            connection.rest(idle_seconds, drop)
+        else:
+            log('Closing connection: %s', connection.key)
+            connection.close()
+
+    def drop(connection: _Connection) -> None:
+        remove(connection)
+        connection.close()
+
+    def remove(connection: _Connection) -> None:
+        connections = pool[connection.key]
+        del connections[connection]
+        if not connections:
+            del pool[connection.key]
+
+    def reused(origin: _Origin, addresses: Sequence[str]) -> Optional[_Connection]:
+        """Return the most recently used connection to the addresses that can still be used."""
+        keys = [(origin.host, address, origin.port, origin.tls) for address in addresses]
+        while True:
+            latest = [next(reversed(pool[key])) for key in keys if key in pool]
+            if not latest:
+                return None
+            connection = latest[0] if len(latest) == 1 else \
+                max(latest, key=lambda connection: connection.rested_at)
+            remove(connection)
+            # It looks, even if the loop has noticed nothing, for it may have had no time to: what
+            # arrived before the request must not be taken for its response
+            if connection.wake_up():
+                return connection
+            connection.close()
+
+    async def connected(
+            origin: _Origin, log: _Log, get_logger_adapter: _GetLoggerAdapter,
+    ) -> _Connection:
+        """Return a new connection, or one that name resolution shows to be reusable."""
+        addresses = await current_addresses(origin, get_logger_adapter)
+        while True:
+            connection = reused(origin, addresses)
+            if connection is not None:
+                return connection
+            try:
+                return await new_connection(origin, addresses, log)
+            except HttpTlsError:
+                raise
+            except HttpConnectionError:
+                addresses = await ipv6_addresses(origin, addresses, get_logger_adapter)
+                if not addresses:
+                    raise
+
+    async def new_connection(
+            origin: _Origin, addresses: Sequence[str], log: _Log,
+    ) -> _Connection:
+        log('Connecting: %s, %s', origin.host, addresses)
+        kind: Type[HttpConnectionError] = HttpConnectionError
+        owner: Any = None
+        try:
+            attempts = _Attempts(loop, get_sock, addresses, origin.port)
+            owner, address = await attempts.winner(socket_timeout)
+            if origin.tls:
+                kind = HttpTlsError
+                owner = tls_context().wrap_socket(
+                    owner, server_hostname=origin.host, do_handshake_on_connect=False,
+                    suppress_ragged_eofs=False)
+            key = (origin.host, address, origin.port, origin.tls)
+            owner = connection = _Connection(loop, owner, key, socket_timeout, recv_bufsize)
+            if origin.tls:
+                await connection.handshake()
+            return connection
+        except BaseException as exception:
+            if owner is not None:
+                owner.close()
+            if not isinstance(exception, Exception):
+                raise
+            reason = 'no answer for %s seconds (socket_timeout)' % socket_timeout \
+                if _is_timeout(exception) else exception
+            raise kind('%s %s, port %d: %s' % (
+                'no TLS with' if kind is HttpTlsError else 'no connection to',
+                origin.host, origin.port, reason)) from exception
+
+    def known_addresses(origin: _Origin) -> Sequence[str]:
+        expires_at, addresses = answers.get(origin.host, (0.0, ()))
+        return addresses if loop.time() < expires_at else ()
+
+    async def current_addresses(
+            origin: _Origin, get_logger_adapter: _GetLoggerAdapter,
+    ) -> Sequence[str]:
+        """Return A records, or AAAA records where there is none; kept for as long as they live."""
+        addresses = origin.addresses or known_addresses(origin)
+        if addresses:
+            return addresses
+
+        try:
+            answer = await resolved(origin.host, TYPES.A, get_logger_adapter)
+        except HttpDnsError as exception:
+            if not isinstance(exception.__cause__, DnsRecordDoesNotExist):
+                raise
+            answer = await resolved(origin.host, TYPES.AAAA, get_logger_adapter)
+
+        answers.pop(origin.host, None)
+        if len(answers) >= _MAX_ANSWERS:
+            del answers[next(iter(answers))]
+        answers[origin.host] = answer
+        return answer[1]
+
+    async def ipv6_addresses(
+            origin: _Origin, addresses: Sequence[str], get_logger_adapter: _GetLoggerAdapter,
+    ) -> Sequence[str]:
+        """What to try where no A address accepts a connection."""
+        if not origin.addresses and ':' not in addresses[0]:
+            with contextlib.suppress(HttpDnsError):
+                return (await resolved(origin.host, TYPES.AAAA, get_logger_adapter))[1]
+        return ()
+
+    async def resolved(
+            host: str, record_type: int, get_logger_adapter: _GetLoggerAdapter,
+    ) -> Tuple[float, Sequence[str]]:
+        """Return when the addresses of a host expire, and the addresses."""
+        try:
+            records = list(await resolve(host, record_type, get_logger_adapter=get_logger_adapter))
+        except Exception as exception:
+            raise HttpDnsError('%s could not be resolved: %r' % (host, exception)) from exception
+        if closed:
+            await clear_cache(get_logger_adapter=get_logger_adapter)  # And its timer
+        if not records:
+            raise HttpDnsError('%s has no address' % host)
+        expires_at = min(getattr(record, 'expires_at', 0) for record in records)
+        return expires_at, [str(record) for record in records]
+
+    def tls_context() -> ssl.SSLContext:
+        nonlocal ssl_context
+        if ssl_context is None:
+            ssl_context = get_ssl_context()
+            ssl_context.options &= ~_OP_IGNORE_UNEXPECTED_EOF
+        return ssl_context
+
+    async def close(
+            get_logger_adapter: _GetLoggerAdapter = get_logger_adapter,
+            get_resolver_logger_adapter: _GetResolverLoggerAdapter = get_resolver_logger_adapter,
+    ) -> None:
+        """Close the idle connections, and each of the others once its response has ended.
+
+        From then on, a new request raises HttpConnectionError.
+        """
+        nonlocal closed
+        closed = True
+        _debug(get_logger_adapter, {})('Closing pool')
+        for connections in list(pool.values()):
+            for connection in list(connections):
+                drop(connection)
+        answers.clear()
+        await clear_cache(get_logger_adapter=get_resolver_logger_adapter({}))
+
+    return request, close

@@ -1,0 +1,2930 @@
+"""Tests of lowhaio, on the loop that LOWHAIO_TEST_LOOP names: asyncio (the default) or uvloop.
+
+    python -W error -X dev -m unittest
+
+After every test, the harness proves that nothing was left behind: see TestCase.
+"""
+
+import asyncio
+import collections
+import contextlib
+import faulthandler
+import functools
+import gc
+import inspect
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+import struct
+import sys
+import threading
+import time
+import traceback
+import types
+import unittest
+import unittest.mock
+import warnings
+
+import aiodnsresolver
+from aiodnsresolver import TYPES
+
+import lowhaio
+from lowhaio import (
+    HttpConnectionClosedError, HttpConnectionError, HttpDataError, HttpDnsError, HttpError,
+    HttpHeaderTooLong, HttpInvalidRequest, HttpInvalidResponse, HttpLoggerAdapter, HttpTlsError,
+    Pool, buffered, empty_async_iterator, streamed, timeout,
+)
+
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # cryptography warns of old Pythons
+    import trustme
+
+
+# ---- Harness ----
+
+
+LOOP = os.environ.get('LOWHAIO_TEST_LOOP', 'asyncio')
+if LOOP == 'uvloop':
+    from uvloop import Loop as BaseLoop
+else:
+    assert LOOP == 'asyncio', LOOP
+    from asyncio import SelectorEventLoop as BaseLoop
+
+TEST_SECONDS = 20
+DEFAULT_RESOLVER = inspect.signature(Pool).parameters['get_dns_resolver'].default
+LIBRARY_FILES = (lowhaio.__file__, aiodnsresolver.__file__)
+
+OK = b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok'
+GET = b'GET / HTTP/1.1\r\nhost: localhost\r\n\r\n'
+
+
+def called_by_library():
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename in LIBRARY_FILES:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def open_files():
+    files = {}
+    for number in os.listdir('/proc/self/fd'):
+        with contextlib.suppress(OSError):
+            files[int(number)] = os.readlink('/proc/self/fd/' + number)
+    return {number: target for number, target in files.items() if '/proc/' not in target}
+
+
+def threads():
+    return len(os.listdir('/proc/self/task'))
+
+
+def where(task):
+    """The lines at which a task waits, from the outermost to the innermost."""
+    lines = []
+    awaited = task.get_coro()
+    while awaited is not None:
+        frame = getattr(awaited, 'cr_frame', None) or getattr(awaited, 'gi_frame', None) or \
+            getattr(awaited, 'ag_frame', None)
+        lines.append('%s:%d %s' % (os.path.basename(frame.f_code.co_filename), frame.f_lineno,
+                                   frame.f_code.co_name) if frame else repr(awaited))
+        awaited = getattr(awaited, 'cr_await', None) or getattr(awaited, 'gi_yieldfrom', None) or \
+            getattr(awaited, 'ag_await', None)
+    return ' > '.join(lines)
+
+
+class Loop(BaseLoop):
+    """Remembers what the library has scheduled and watches, and who makes tasks."""
+
+    def __init__(self):
+        super().__init__()
+        self.faults = []
+        self.library_timers = {}
+        self.watched = set()
+        self.slow_callback_duration = TEST_SECONDS  # In debug mode it logs
+        self.set_exception_handler(
+            lambda _, context: self.faults.append('the exception handler got %r' % context))
+
+    def start_watching_tasks(self):
+        self.set_task_factory(self._new_task)
+        sys.set_asyncgen_hooks(finalizer=lambda generator: self.faults.append(
+            'an asynchronous generator was left to the loop: %r' % generator))
+
+    def _new_task(self, loop, coroutine, **kwargs):
+        if called_by_library():
+            self.faults.append('a task was made: ' + ''.join(traceback.format_stack()))
+        return asyncio.Task(coroutine, loop=loop, **kwargs)
+
+    def call_at(self, when, callback, *args, **kwargs):
+        return self._schedule(super().call_at, when, callback, *args, **kwargs)
+
+    def call_later(self, delay, callback, *args, **kwargs):
+        return self._schedule(super().call_later, delay, callback, *args, **kwargs)
+
+    def _schedule(self, schedule, when, callback, *args, **kwargs):
+        if not called_by_library():
+            return schedule(when, callback, *args, **kwargs)
+
+        def run(*args):
+            self.library_timers.pop(key, None)
+            callback(*args)
+
+        key = object()
+        timer = self.library_timers[key] = schedule(when, run, *args, **kwargs)
+        return timer
+
+    def active_timers(self):
+        return [timer for timer in self.library_timers.values() if not timer.cancelled()]
+
+    def run_in_executor(self, *args):
+        if called_by_library():
+            self.faults.append('an executor was used')
+        return super().run_in_executor(*args)
+
+    def add_reader(self, fd, callback, *args):
+        self.watched.add(('reader', fd))
+        return super().add_reader(fd, callback, *args)
+
+    def remove_reader(self, fd):
+        self.watched.discard(('reader', fd))
+        return super().remove_reader(fd)
+
+    def add_writer(self, fd, callback, *args):
+        self.watched.add(('writer', fd))
+        return super().add_writer(fd, callback, *args)
+
+    def remove_writer(self, fd):
+        self.watched.discard(('writer', fd))
+        return super().remove_writer(fd)
+
+
+class LogRecords(logging.Handler):
+    """What a logger was given from `with` on."""
+
+    def __init__(self, name, level=logging.DEBUG):
+        super().__init__(level)
+        self.logger = logging.getLogger(name)
+        self.records = []
+
+    def emit(self, record):
+        record.getMessage()
+        self.records.append(record)
+
+    def messages(self):
+        return [record.getMessage() for record in self.records]
+
+    def __enter__(self):
+        self.before = self.logger.level, self.logger.propagate
+        self.logger.addHandler(self)
+        self.logger.setLevel(self.level)
+        self.logger.propagate = False
+        return self
+
+    def __exit__(self, *_):
+        self.logger.removeHandler(self)
+        self.logger.level, self.logger.propagate = self.before
+        self.logger.manager._clear_cache()
+
+
+class TestCase(unittest.TestCase):
+    """Runs each `async def test_` in a loop of its own, and looks at what is left afterwards.
+
+    The test fails if lowhaio or aiodnsresolver made a task, used a thread, or left an asynchronous
+    generator to the loop; if a file is open, or a timer, reader or writer is registered after the
+    pools were closed; at any warning, unraisable exception, call of the loop's exception handler
+    or record of asyncio's logger; and after 20 seconds, with where the task hangs.
+    """
+
+    maxDiff = None
+
+    def __init_subclass__(cls):
+        for name, test in list(vars(cls).items()):
+            if name.startswith('test_') and inspect.iscoroutinefunction(test):
+                def run(self, test=test):
+                    self._run(test)
+                setattr(cls, name, functools.wraps(test)(run))
+
+    def _run(self, test):
+        self._pools, self._servers, self._tasks = [], [], []
+        gc.collect()
+        files = open_files()
+        self.loop = loop = Loop()
+        faulthandler.dump_traceback_later(2 * TEST_SECONDS, exit=True)
+        self.threads = threads()
+        with warnings.catch_warnings(record=True) as caught, \
+                LogRecords('asyncio', logging.WARNING) as logged, \
+                unittest.mock.patch('sys.unraisablehook', self._on_unraisable):
+            warnings.simplefilter('always')
+            try:
+                loop.run_until_complete(self._main(test))
+                gc.collect()
+                loop.run_until_complete(asyncio.sleep(0))
+                self._check_loop(loop)
+            finally:
+                asyncio.set_event_loop(None)
+                loop.close()
+                faulthandler.cancel_dump_traceback_later()
+            del self.loop
+            gc.collect()
+        faults = loop.faults + ['a warning: %s' % warning for warning in caught] + \
+            ['asyncio logged: %s' % message for message in logged.messages()] + [
+                'still open: %d, %s' % item for item in open_files().items()
+                if item not in files.items()]
+        self.assertEqual(faults, [])
+
+    def _on_unraisable(self, unraisable):
+        self.loop.faults.append('unraisable: %r in %r' % (unraisable.exc_value, unraisable.object))
+
+    async def _main(self, test):
+        task = asyncio.current_task()
+        hangs = []
+
+        def on_timeout():
+            hangs.extend([where(task)] + [where(other) for other in asyncio.all_tasks()])
+            task.cancel()
+
+        timer = self.loop.call_later(TEST_SECONDS, on_timeout)
+        self.loop.start_watching_tasks()
+        try:
+            await test(self)
+        except asyncio.CancelledError:
+            if hangs:
+                self.fail('hangs: ' + '\n'.join(hangs))
+            raise
+        finally:
+            timer.cancel()
+            gc.collect()
+            for close in self._pools:
+                await close()
+            await self._close_servers()
+        if hasattr(task, 'cancelling') and task.cancelling():
+            self.loop.faults.append('task.cancelling() is %d' % task.cancelling())
+
+    async def _close_servers(self):
+        for server in self._servers:
+            server.close()
+        tasks = [task for task in self._tasks if not task.done()]
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def _check_loop(self, loop):
+        loop.faults += ['a timer: %r' % timer for timer in loop.active_timers()]
+        loop.faults += ['a %s of %d' % item for item in loop.watched]
+        loop.faults += ['a task: %s' % where(task) for task in asyncio.all_tasks(loop)]
+        if threads() > self.threads:
+            loop.faults.append('a thread')
+
+    def spawn(self, coroutine):
+        """Run a coroutine in a task that ends with the test."""
+        task = self.loop.create_task(coroutine)
+        self._tasks.append(task)
+        return task
+
+    def serve(self, *answers, **kwargs):
+        server = Server(self, answers, **kwargs)
+        self._servers.append(server)
+        return server
+
+    def pool(self, **kwargs):
+        return self.pool_and_close(**kwargs)[0]
+
+    def pool_and_close(self, **kwargs):
+        kwargs = {'get_dns_resolver': Names(), 'get_ssl_context': trusting, **kwargs}
+        request, close = Pool(**kwargs)
+        self._pools.append(close)
+        return request, close
+
+    @contextlib.contextmanager
+    def subTest(self, *args, **kwargs):
+        cancelled = None
+        with super().subTest(*args, **kwargs):
+            try:
+                yield
+            except asyncio.CancelledError as exception:
+                cancelled = exception  # unittest would swallow it
+        if cancelled is not None:
+            raise cancelled
+
+    async def turns(self, number=3):
+        """Let the loop run, so that it notices what has happened already."""
+        for _ in range(number):
+            await asyncio.sleep(0)
+
+    async def fails(self, kind, awaitable, words='', cause=None):
+        """Await, and return what it must raise: exactly this class, with these words."""
+        try:
+            result = await awaitable
+        except kind as exception:
+            self.assertIs(type(exception), kind, repr(exception))
+            self.assertIn(words, str(exception))
+            if cause is not None:
+                self.assertIsInstance(exception.__cause__, cause)
+            return exception
+        return self.fail('%s was not raised, but returned: %r' % (kind.__name__, result))
+
+
+async def fetch(request, *args, **kwargs):
+    code, headers, body = await request(*args, **kwargs)
+    return code, headers, await buffered(body)
+
+
+def response(body=b'', *fields, status=b'200 OK', length=True):
+    fields = (*fields, b'content-length: %d' % len(body)) if length else fields
+    lines = (b'HTTP/1.1 ' + status, *fields, b'', b'')
+    return b'\r\n'.join(lines) + body
+
+
+def chunked(*chunks):
+    return b''.join(b'%x\r\n%b\r\n' % (len(chunk), chunk) for chunk in chunks) + b'0\r\n\r\n'
+
+
+CHUNKED = b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n'
+
+
+def closing(data):
+    async def answer(peer):
+        await peer.send(data)
+        peer.close()
+    return answer
+
+
+def resetting(data):
+    async def answer(peer):
+        await peer.send(data)
+        peer.reset()
+    return answer
+
+
+class Peer:
+    """A server's end of a connection."""
+
+    def __init__(self, sock):
+        self.loop = asyncio.get_running_loop()
+        self.sock = sock
+        self.received = bytearray()
+        self.requests = []
+        self.unread = b''
+
+    async def _done(self, operation, *args):
+        while True:
+            try:
+                return operation(*args)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as exception:
+                writes = isinstance(exception, ssl.SSLWantWriteError) or \
+                    (operation == self.sock.send and type(exception) is BlockingIOError)
+            await self._ready(writes)
+
+    async def _ready(self, writes):
+        ready = self.loop.create_future()
+        add, remove = (self.loop.add_writer, self.loop.remove_writer) if writes else \
+            (self.loop.add_reader, self.loop.remove_reader)
+        number = self.sock.fileno()
+        add(number, lambda: ready.done() or ready.set_result(None))
+        try:
+            await ready
+        finally:
+            if self.sock.fileno() == number:
+                remove(number)
+
+    async def start_tls(self, context):
+        self.sock = context.wrap_socket(
+            self.sock, server_side=True, do_handshake_on_connect=False,
+            suppress_ragged_eofs=False)
+        await self._done(self.sock.do_handshake)
+
+    async def receive(self):
+        """The next bytes, b'' at the end."""
+        data = await self._done(self.sock.recv, 262144)
+        self.received += data
+        return data
+
+    async def read_until(self, end):
+        while end not in self.unread:
+            data = await self.receive()
+            if not data:
+                raise EOFError('the connection ended after %r' % self.unread)
+            self.unread += data
+        size = self.unread.index(end) + len(end)
+        data, self.unread = self.unread[:size], self.unread[size:]
+        return data
+
+    async def read(self, size):
+        chunks, missing = [self.unread], size - len(self.unread)
+        while missing > 0:
+            data = await self.receive()
+            if not data:
+                raise EOFError('the connection ended %d bytes early' % missing)
+            chunks.append(data)
+            missing -= len(data)
+        data = b''.join(chunks)
+        data, self.unread = data[:size], data[size:]
+        return data
+
+    async def expect(self, data):
+        got = await self.read(len(data))
+        assert got == data, '%r, not %r' % (got, data)
+
+    async def request(self):
+        """A whole request; b'' if the connection ends before one."""
+        try:
+            head = await self.read_until(b'\r\n\r\n')
+        except EOFError:
+            if self.unread:
+                raise
+            return b''
+        fields = dict(line.lower().split(b': ', 1) for line in head.split(b'\r\n')[1:-2])
+        if b'100-continue' in fields.get(b'expect', b''):
+            await self.send(b'HTTP/1.1 100 Continue\r\n\r\n')
+        body = await self.read_until(b'0\r\n\r\n') if b'transfer-encoding' in fields else \
+            await self.read(int(fields.get(b'content-length', 0)))
+        return head + body
+
+    async def send(self, data):
+        data = memoryview(data)
+        while data:
+            data = data[await self._done(self.sock.send, data):]
+
+    async def ended(self):
+        """Wait for the end, and return what came before it and was not read."""
+        chunks = [self.unread]
+        with contextlib.suppress(ConnectionError):
+            while not chunks[1:] or chunks[-1]:
+                chunks.append(await self.receive())
+        self.unread = b''.join(chunks)
+        return self.unread
+
+    def is_open(self):
+        return self.sock.fileno() != -1
+
+    def close(self):
+        if self.is_open():
+            self.loop.remove_reader(self.sock.fileno())
+            self.loop.remove_writer(self.sock.fileno())
+        self.sock.close()
+
+    def close_tls(self):
+        with contextlib.suppress(OSError):
+            self.sock.unwrap()
+        self.close()
+
+    def reset(self):
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        self.close()
+
+
+class Server:
+    """Answers each request, on whichever connection it comes, with the next of the answers.
+
+    An answer is bytes, or an async function that is given the peer. The last one is repeated.
+    With script=..., an async function that is given the peer, that alone talks on each connection;
+    without script and answers, the test does, on the peers that it accepts.
+    """
+
+    def __init__(self, case, answers, script=None, tls=None, address='127.0.0.1', port=0,
+                 host='localhost', send_buffer=None):
+        self.case = case
+        self.answers = collections.deque(answers)
+        self.script = script or (self._answer if answers else None)
+        self.tls = server_context() if tls is True else tls
+        self.peers = []
+        self.requests = []
+        self.accepted = asyncio.Queue()
+        family = socket.AF_INET6 if ':' in address else socket.AF_INET
+        self.listener = socket.socket(family, socket.SOCK_STREAM)
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.listener.bind((address, port))
+        self.listener.listen(100)
+        self.listener.setblocking(False)
+        self.port = self.listener.getsockname()[1]
+        self.url = '%s://%s:%d' % ('https' if tls else 'http', host, self.port)
+        case.loop.add_reader(self.listener.fileno(), self._on_connection)
+
+    def _on_connection(self):
+        with contextlib.suppress(BlockingIOError):
+            sock = self.listener.accept()[0]
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.peers.append(Peer(sock))
+            self.case.spawn(self._converse(self.peers[-1]))
+
+    async def _converse(self, peer):
+        try:
+            if self.tls is not None:
+                await peer.start_tls(self.tls)
+            self.accepted.put_nowait(peer)
+            if self.script is not None:
+                await self.script(peer)
+                peer.close()
+        except OSError:
+            peer.close()
+        except (AssertionError, EOFError, ValueError) as exception:
+            self.case.loop.faults.append('the server: %r' % exception)
+
+    async def _answer(self, peer):
+        request = await self._request(peer)
+        while request:
+            self.requests.append(request)
+            peer.requests.append(request)
+            answer = self.answers.popleft() if len(self.answers) > 1 else self.answers[0]
+            await (peer.send(answer) if isinstance(answer, bytes) else answer(peer))
+            if not peer.is_open():
+                break
+            request = await self._request(peer)
+
+    @staticmethod
+    async def _request(peer):
+        try:
+            return await peer.request()
+        except EOFError:
+            return b''  # Given up
+
+    async def accept(self):
+        return await self.accepted.get()
+
+    def counts(self):
+        """How many requests came on each connection."""
+        return [len(peer.requests) for peer in self.peers]
+
+    def close(self):
+        if self.listener.fileno() != -1:
+            self.case.loop.remove_reader(self.listener.fileno())
+        self.listener.close()
+        for peer in self.peers:
+            peer.close()
+
+
+def free_port():
+    """A port that is free on all addresses."""
+    with socket.socket() as sock:
+        sock.bind(('0.0.0.0', 0))
+        return sock.getsockname()[1]
+
+
+@functools.lru_cache(maxsize=None)
+def authority():
+    return trustme.CA()
+
+
+@functools.lru_cache(maxsize=None)
+def certificate(*names):
+    return authority().issue_cert(*names)
+
+
+def server_context(*names, version=None):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate(*(names or ('localhost', '127.0.0.1', '::1', 'a.test'))).configure_cert(context)
+    context.options &= ~getattr(ssl, 'OP_IGNORE_UNEXPECTED_EOF', 0)
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+def trusting():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority().configure_trust(context)
+    return context
+
+
+class Names:
+    """A resolver that knows some names. `records` may be changed between requests."""
+
+    def __init__(self, ttl=60, **hosts):
+        self.ttl = ttl
+        self.records = {('localhost', 'A'): ['127.0.0.1']}
+        self.queries = []
+        self.clears = 0
+
+    def add(self, host, kind, *addresses):
+        self.records[host, kind] = addresses
+        return self
+
+    def __call__(self, get_logger_adapter):
+        return self.resolve, self.clear_cache
+
+    async def resolve(self, host, record_type, get_logger_adapter):
+        kind = record_type.name
+        self.queries.append((host, kind))
+        answer = self.records.get((host, kind), ())
+        if isinstance(answer, Exception):
+            raise answer
+        if not answer:
+            raise aiodnsresolver.DnsRecordDoesNotExist
+        make = aiodnsresolver.IPv4AddressExpiresAt if kind == 'A' else \
+            aiodnsresolver.IPv6AddressExpiresAt
+        expires_at = asyncio.get_running_loop().time() + self.ttl
+        return tuple(make(address, expires_at) for address in answer)
+
+    async def clear_cache(self, get_logger_adapter):
+        self.clears += 1
+
+
+NAME_SERVER_PORTS = {}  # By address
+
+
+class RedirectedSocket(socket.socket):
+    """The socket of aiodnsresolver: port 53 is that of the test's name server."""
+
+    def connect(self, address):
+        return super().connect((address[0], NAME_SERVER_PORTS[address[0]]))
+
+    def recvfrom(self, size):
+        data, (host, _) = super().recvfrom(size)
+        return data, (host, 53)
+
+
+class NameServer:
+    """A name server on UDP. Answers are by name and type; None drops the packet."""
+
+    def __init__(self, case, address='127.0.0.1'):
+        self.answers = {}
+        self.queries = []
+        self.drops = 0  # So many packets first
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.bind((address, 0))
+        self.sock.setblocking(False)
+        self.loop = case.loop
+        NAME_SERVER_PORTS[address] = self.sock.getsockname()[1]
+        patches = contextlib.ExitStack()
+        patches.enter_context(unittest.mock.patch.object(
+            aiodnsresolver, 'socket', RedirectedSocket))
+        patches.enter_context(unittest.mock.patch.object(
+            aiodnsresolver, 'parse_resolve_conf', lambda: tuple(NAME_SERVER_PORTS)))
+        patches.callback(NAME_SERVER_PORTS.clear)
+        case.addCleanup(patches.close)
+        self.loop.add_reader(self.sock.fileno(), self._on_query)
+        case._servers.append(self)
+
+    def add(self, name, kind, *records, ttl=60, rcode=0):
+        """Records are texts; a CNAME is (kind, text)."""
+        self.answers[name.encode(), kind] = records, ttl, rcode
+        return self
+
+    def _on_query(self):
+        data, address = self.sock.recvfrom(512)
+        query = aiodnsresolver.parse(data)
+        name, kind = query.qd[0].name.lower(), TYPES(query.qd[0].qtype).name
+        self.queries.append((name.decode(), kind))
+        if self.drops:
+            self.drops -= 1
+            return
+        records, ttl, rcode = self.answers.get((name, kind), ((), 0, 3))
+        self.sock.sendto(aiodnsresolver.pack(query._replace(
+            qr=1, ra=1, rcode=rcode,
+            an=tuple(self._record(query.qd[0], record, ttl) for record in records))), address)
+
+    @staticmethod
+    def _record(question, record, ttl):
+        cname = not record[-1].isdigit() and ':' not in record
+        return aiodnsresolver.ResourceRecord(
+            question.name, TYPES.CNAME if cname else question.qtype, 1, ttl,
+            record.encode() if cname else ipaddress.ip_address(record).packed)
+
+    def close(self):
+        if self.sock.fileno() != -1:
+            self.loop.remove_reader(self.sock.fileno())
+        self.sock.close()
+
+
+@types.coroutine
+def interrupted(coroutine, number, interrupt):
+    """Await, and at suspension `number` call interrupt(); return (result, suspensions).
+
+    What interrupt() returns is thrown in when the suspension ends, if it is not None.
+    """
+    suspensions, thrown = 0, None
+    while True:
+        try:
+            future = coroutine.send(None) if thrown is None else coroutine.throw(thrown)
+        except StopIteration as stop:
+            return stop.value, suspensions
+        late = interrupt() if suspensions == number else None
+        suspensions += 1
+        try:
+            yield future
+            thrown = late
+        except BaseException as exception:
+            thrown = exception
+
+
+def setUpModule():
+    logging.getLogger('aiodnsresolver').addHandler(logging.NullHandler())
+    loop = Loop()
+    loop.run_until_complete(asyncio.sleep(0))  # The first uvloop opens a pipe for good
+    loop.close()
+
+
+# ---- Exceptions ----
+
+
+class ExceptionsTest(TestCase):
+
+    def test_exceptions_form_the_tree_that_is_promised(self):
+        for kind, base in (
+                (HttpError, Exception), (HttpConnectionError, HttpError),
+                (HttpDnsError, HttpConnectionError), (HttpTlsError, HttpConnectionError),
+                (HttpInvalidRequest, HttpConnectionError), (HttpDataError, HttpError),
+                (HttpConnectionClosedError, HttpDataError), (HttpHeaderTooLong, HttpDataError),
+                (HttpInvalidResponse, HttpDataError)):
+            with self.subTest(kind=kind):
+                self.assertEqual(kind.__bases__, (base,))
+
+    def test_all_names_are_public_and_there(self):
+        self.assertEqual(sorted(lowhaio.__all__), sorted((
+            'HttpConnectionClosedError', 'HttpConnectionError', 'HttpDataError', 'HttpDnsError',
+            'HttpError', 'HttpHeaderTooLong', 'HttpInvalidRequest', 'HttpInvalidResponse',
+            'HttpLoggerAdapter', 'HttpTlsError', 'Pool', 'buffered', 'empty_async_iterator',
+            'streamed', 'timeout')))
+        for name in lowhaio.__all__:
+            self.assertTrue(hasattr(lowhaio, name), name)
+
+
+# ---- Logging ----
+
+
+class LoggingTest(TestCase):
+
+    def adapter(self, extras):
+        def get_logger_adapter(extra):
+            extras.append(extra)
+            return HttpLoggerAdapter(logging.getLogger('lowhaio'), extra)
+        return get_logger_adapter
+
+    def resolver_adapter(self, extras):
+        def get_resolver_logger_adapter(http_extra):
+            def get_logger_adapter(extra):
+                extras.append((http_extra, extra))
+                return logging.LoggerAdapter(logging.getLogger('aiodnsresolver'), extra)
+            return get_logger_adapter
+        return get_resolver_logger_adapter
+
+    async def test_messages_of_a_request_start_with_its_method_and_url(self):
+        server = self.serve(OK)
+        with LogRecords('lowhaio') as log:
+            await fetch(self.pool(), b'GET', server.url + '/a')
+        prefix = '[http:GET,%s/a] ' % server.url
+        self.assertTrue(log.messages())
+        self.assertEqual([m for m in log.messages() if not m.startswith(prefix)], [])
+        self.assertEqual({record.levelno for record in log.records}, {logging.DEBUG})
+
+    async def test_messages_outside_of_a_request_start_with_http(self):
+        _, close = self.pool_and_close()
+        with LogRecords('lowhaio') as log:
+            await close()
+        self.assertTrue(all(message.startswith('[http] ') for message in log.messages()))
+        self.assertTrue(log.messages())
+
+    async def test_percent_in_url_does_not_break_formatting(self):
+        server = self.serve(OK)
+        url = server.url + '/%25s/%d?100%'
+        with LogRecords('lowhaio') as log:
+            await fetch(self.pool(), b'GET', url)
+        self.assertIn('[http:GET,%s] ' % url, log.messages()[0])
+
+    async def test_header_values_and_bodies_are_never_logged(self):
+        server = self.serve(response(b'sesame', b'x-b: sesame'), resetting(b'sesame'))
+        request = self.pool(get_dns_resolver=DEFAULT_RESOLVER)
+        fields = ((b'x-a', b'sesame'), (b'content-length', b'6'))
+        with LogRecords('lowhaio') as log, LogRecords('aiodnsresolver') as dns:
+            await fetch(request, b'PUT', server.url, headers=fields, body=streamed(b'sesame'))
+            with contextlib.suppress(HttpError):
+                await fetch(request, b'PUT', server.url, headers=fields, body=streamed(b'sesame'))
+        self.assertNotIn('sesame', '\n'.join(log.messages() + dns.messages()))
+
+    async def test_resolver_logs_within_the_request(self):
+        server = self.serve(OK)
+        NameServer(self)
+        request = self.pool(get_dns_resolver=DEFAULT_RESOLVER)
+        with LogRecords('aiodnsresolver', logging.INFO) as log:
+            await fetch(request, b'GET', server.url)
+        self.assertTrue(log.messages())
+        for message in log.messages():
+            self.assertTrue(message.startswith('[http:GET,%s] [dns:localhost,A] ' % server.url),
+                            message)
+
+    async def test_adapters_given_to_pool_get_the_extra(self):
+        server = self.serve(OK)
+        NameServer(self)
+        extras, dns_extras = [], []
+        request = self.pool(
+            get_dns_resolver=DEFAULT_RESOLVER,
+            get_logger_adapter=self.adapter(extras),
+            get_resolver_logger_adapter=self.resolver_adapter(dns_extras))
+        await fetch(request, b'GET', server.url)
+        extra = {'lowhaio_method': 'GET', 'lowhaio_url': server.url}
+        self.assertIn(extra, extras)
+        self.assertIn((extra, {'aiodnsresolver_fqdn': 'localhost', 'aiodnsresolver_qtype': 1}),
+                      dns_extras)
+
+    async def test_adapters_given_to_request_are_used_instead(self):
+        server = self.serve(OK)
+        pools, requests, dns = [], [], []
+        NameServer(self)
+        request = self.pool(get_logger_adapter=self.adapter(pools),
+                            get_dns_resolver=DEFAULT_RESOLVER)
+        await fetch(request, b'GET', server.url, get_logger_adapter=self.adapter(requests),
+                    get_resolver_logger_adapter=self.resolver_adapter(dns))
+        extra = {'lowhaio_method': 'GET', 'lowhaio_url': server.url}
+        self.assertEqual((pools, requests), ([], [extra]))
+        self.assertEqual(dns[-1][0], extra)
+
+    async def test_adapters_given_to_close_are_used_instead(self):
+        _, close = self.pool_and_close()
+        extras = []
+        await close(get_logger_adapter=self.adapter(extras))
+        self.assertEqual(extras, [{}])
+
+
+# ---- Helpers ----
+
+
+class HelpersTest(TestCase):
+
+    async def test_streamed_and_buffered_give_back_the_same_bytes(self):
+        self.assertEqual(await buffered(streamed(b'abc')()), b'abc')
+
+    async def test_streamed_can_be_called_again(self):
+        body = streamed(b'abc')
+        self.assertEqual([await buffered(body()), await buffered(body())], [b'abc', b'abc'])
+
+    async def test_empty_async_iterator_yields_nothing(self):
+        self.assertEqual(await buffered(empty_async_iterator()), b'')
+
+
+class TimeoutTest(TestCase):
+
+    def cancelling(self):
+        return getattr(asyncio.current_task(), 'cancelling', int)()
+
+    async def test_timeout_raises_timeout_error_after_its_seconds(self):
+        start = time.monotonic()
+        with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.05):
+            await asyncio.Event().wait()
+        self.assertGreater(time.monotonic() - start, 0.04)
+        self.assertEqual(self.cancelling(), 0)
+
+    async def test_timeout_that_does_not_expire_leaves_nothing(self):
+        with timeout(self.loop, 10):
+            await asyncio.sleep(0)
+        self.assertEqual(self.loop.active_timers(), [])
+
+    async def test_exception_of_the_block_comes_out_unchanged(self):
+        with self.assertRaisesRegex(ValueError, 'mine'), timeout(self.loop, 10):
+            raise ValueError('mine')
+        self.assertEqual(self.loop.active_timers(), [])
+
+    async def test_reset_starts_the_time_afresh(self):
+        start = time.monotonic()
+        with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.1) as reset:
+            for _ in range(4):
+                await asyncio.sleep(0.05)
+                reset()
+            await asyncio.Event().wait()
+        self.assertGreater(time.monotonic() - start, 0.28)
+
+    async def test_cancellation_from_outside_stays_a_cancellation(self):
+        async def waits():
+            with timeout(self.loop, 10):
+                await asyncio.Event().wait()
+        task = self.spawn(waits())
+        await self.turns()
+        task.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await task
+
+    async def test_nested_timeouts_expire_on_their_own(self):
+        with timeout(self.loop, 10):
+            with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.02):
+                await asyncio.Event().wait()
+            await asyncio.sleep(0)
+        self.assertEqual(self.cancelling(), 0)
+
+    async def test_outer_timeout_passes_through_the_inner_one(self):
+        inner = []
+        with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.02):
+            try:
+                with timeout(self.loop, 10):
+                    await asyncio.Event().wait()
+            except BaseException as exception:
+                inner.append(type(exception))
+                raise
+        self.assertEqual(inner, [asyncio.CancelledError])
+
+    @unittest.skipIf(sys.version_info < (3, 11), 'asyncio.timeout is of Python 3.11')
+    async def test_asyncio_timeout_around_it_is_not_disturbed(self):
+        with self.assertRaises(TimeoutError):
+            async with asyncio.timeout(0.02) as outer:
+                with timeout(self.loop, 10):
+                    await asyncio.Event().wait()
+        self.assertTrue(outer.expired())
+
+    @unittest.skipIf(sys.version_info < (3, 11), 'TaskGroup is of Python 3.11')
+    async def test_task_group_works_on_after_a_timeout_within(self):
+        async def times_out():
+            with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.02):
+                await asyncio.Event().wait()
+            return self.cancelling()
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(times_out())
+        self.assertEqual(task.result(), 0)
+
+    @unittest.skipIf(sys.version_info < (3, 11), 'Task.uncancel is of Python 3.11')
+    async def test_outside_cancellation_in_the_same_turn_is_not_lost(self):
+        async def waits():
+            with timeout(self.loop, 0.02):
+                await asyncio.Event().wait()
+        task = self.spawn(waits())
+        await self.turns()
+        self.loop.call_at(self.loop.time() + 0.02, task.cancel)
+        time.sleep(0.05)  # Both are due at once
+        with self.assertRaises(asyncio.CancelledError):
+            await task
+        self.assertEqual(task.cancelling(), 1)
+
+    async def test_request_within_a_timeout_is_ended_by_it(self):
+        server = self.serve()
+        request = self.pool()
+        with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.1):
+            await request(b'GET', server.url)
+        peer = await server.accept()
+        self.assertEqual(await peer.ended(), GET)
+
+
+# ---- Request target and head (RFC 3986; RFC 9110 4.2; RFC 9112 3) ----
+
+
+async def chunks_of(*chunks):
+    for chunk in chunks:
+        yield chunk
+
+
+class RequestHeadTest(TestCase):
+
+    async def sent(self, url, method=b'GET', **kwargs):
+        """The request line and host field that go out for a URL in which {} is the port."""
+        server = self.serve(OK)
+        names = Names().add('xn--bcher-kva.test', 'A', '127.0.0.1').add('a.test', 'A', '127.0.0.1')
+        request = self.pool(get_dns_resolver=names)
+        await fetch(request, method, url.replace('{}', str(server.port)), **kwargs)
+        line, host, *_ = server.requests[0].split(b'\r\n')
+        return line, host
+
+    async def test_get_sends_exactly_a_request_line_and_host(self):
+        server = self.serve(OK)
+        code, headers, body = await fetch(self.pool(), b'GET', server.url)
+        self.assertEqual((code, headers, body), (b'200', ((b'content-length', b'2'),), b'ok'))
+        self.assertEqual(server.requests, [GET])
+
+    async def test_targets_are_as_the_rfc_has_them(self):
+        for tail, target in (
+                ('', b'/'), ('/', b'/'), ('?a', b'/?a'), ('#f', b'/'), ('/a#f?b', b'/a'),
+                ('/a?b#c', b'/a?b'), ('/?', b'/?'), ('//a', b'//a'), ('/a/../b/.', b'/a/../b/.'),
+                ('/%41%2f', b'/%41%2f'), ('/%', b'/%25'), ('/%zz', b'/%25zz'),
+                ('/a%2', b'/a%252'), ('/a b', b'/a%20b'), ('/\u00fc', b'/%C3%BC'),
+                ('/\U0001f600', b'/%F0%9F%98%80'), ('/a+b', b'/a%2Bb'), ('/?a+b', b'/?a+b'),
+                ('/"<>\\^`{|}', b'/%22%3C%3E%5C%5E%60%7B%7C%7D'), ('/[]', b'/%5B%5D'),
+                ("/-._~!$&'()*,;=:@", b"/-._~!$&'()*,;=:@"), ('/?/?', b'/?/?'),
+                ('/?\u00fc=\u00df', b'/?%C3%BC=%C3%9F'), ('/?a=%20&b', b'/?a=%20&b')):
+            with self.subTest(tail=tail):
+                line, _ = await self.sent('http://localhost:{}' + tail)
+                self.assertEqual(line, b'GET %b HTTP/1.1' % target)
+
+    async def test_params_are_appended_to_the_query(self):
+        for tail, params, target in (
+                ('/', (('a', 'b'),), b'/?a=b'), ('/?x=y', (('a', 'b'),), b'/?x=y&a=b'),
+                ('/?', (('a', 'b'),), b'/?a=b'), ('/?x&', (('a', 'b'),), b'/?x&a=b'),
+                ('/#f', (('a', 'b'),), b'/?a=b'), ('/?x', (), b'/?x'),
+                ('/', (('a', 'b c/d+e~'),), b'/?a=b%20c%2Fd%2Be~'),
+                ('/', (('\u00fc', b'\xff'),), b'/?%C3%BC=%FF'),
+                ('/', (('a', ('1', 2)), ('b', '')), b'/?a=1&a=2&b='),
+                ('/', iter((('a', '&'), ('b', '='))), b'/?a=%26&b=%3D')):
+            with self.subTest(target=target):
+                line, _ = await self.sent('http://localhost:{}' + tail, params=params)
+                self.assertEqual(line, b'GET %b HTTP/1.1' % target)
+
+    async def test_host_is_the_encoded_name_without_the_port(self):
+        for host, field in (
+                ('localhost', b'localhost'), ('LOCALHOST', b'localhost'),
+                ('b\u00fccher.test', b'xn--bcher-kva.test'),
+                ('B\u00dcCHER.test', b'xn--bcher-kva.test'), ('127.0.0.1', b'127.0.0.1'),
+                ('a.test', b'a.test'), ('A.Test', b'a.test')):
+            with self.subTest(host=host):
+                _, line = await self.sent('http://%s:{}/' % host)
+                self.assertEqual(line, b'host: ' + field)
+
+    async def test_ipv6_literal_keeps_its_brackets_and_needs_no_dns(self):
+        server = self.serve(OK, address='::1', host='[::1]')
+        names = Names()
+        await fetch(self.pool(get_dns_resolver=names), b'GET', server.url)
+        self.assertEqual(server.requests, [GET.replace(b'localhost', b'[::1]')])
+        self.assertEqual(names.queries, [])
+
+    async def test_trailing_dot_is_not_for_dns(self):
+        server = self.serve(OK, host='a.test.')
+        names = Names().add('a.test', 'A', '127.0.0.1')
+        await fetch(self.pool(get_dns_resolver=names), b'GET', server.url)
+        self.assertEqual(names.queries, [('a.test', 'A')])
+
+    async def test_schemes_may_be_in_upper_case(self):
+        self.assertEqual((await self.sent('HTTP://localhost:{}/'))[0], b'GET / HTTP/1.1')
+
+    async def test_ports_default_to_80_and_443(self):
+        ports = []
+
+        class Sock(socket.socket):
+            def connect_ex(self, address):
+                ports.append(address[1])
+                return 111
+
+        def get_sock(family=socket.AF_INET):
+            sock = Sock(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            return sock
+        request = self.pool(get_sock=get_sock)
+        for url in ('http://localhost', 'https://localhost/', 'http://localhost:/'):
+            await self.fails(HttpConnectionError, request(b'GET', url))
+        self.assertEqual(ports, [80, 443, 80])
+
+    async def test_header_fields_are_sent_in_order_and_as_given(self):
+        server = self.serve(OK)
+        await fetch(self.pool(), b'GET', server.url, headers=iter((
+            (b'X-B', b'1'), (b'x-a', b' 2\t'), (b'X-b', b''), (b'x-c', b'\xff'))))
+        self.assertEqual(server.requests, [
+            b'GET / HTTP/1.1\r\nhost: localhost\r\n'
+            b'X-B: 1\r\nx-a:  2\t\r\nX-b: \r\nx-c: \xff\r\n\r\n'])
+
+    async def test_host_that_is_given_replaces_ours(self):
+        server = self.serve(OK)
+        await fetch(self.pool(), b'GET', server.url, headers=((b'HoSt', b'b.test:81'),))
+        self.assertEqual(server.requests, [b'GET / HTTP/1.1\r\nHoSt: b.test:81\r\n\r\n'])
+
+    async def test_http_version_of_the_pool_is_sent(self):
+        server = self.serve(OK)
+        await fetch(self.pool(http_version=b'HTTP/1.0'), b'GET', server.url)
+        self.assertEqual(server.requests, [GET.replace(b'1.1', b'1.0')])
+
+    async def test_methods_are_sent_as_given(self):
+        for method in (b'DELETE', b'get', b'OPTIONS', b'M-SEARCH', b"!#$%&'*+-.^_`|~09"):
+            line, _ = await self.sent('http://localhost:{}/', method=method)
+            self.assertEqual(line, method + b' / HTTP/1.1')
+
+
+class InvalidRequestTest(TestCase):
+
+    async def refused(self, rows, **defaults):
+        """Rows are of a name, arguments that differ from those of a good request, and a cause."""
+        server = self.serve(OK)
+        names = Names()
+        request = self.pool(get_dns_resolver=names)
+        good = {'method': b'GET', 'url': 'http://localhost:%d/' % server.port, **defaults}
+        for name, arguments, cause in rows:
+            with self.subTest(name):
+                with self.assertRaises(HttpInvalidRequest) as raised:
+                    await fetch(request, **{**good, **arguments})
+                self.assertIsInstance(raised.exception.__cause__, cause)
+                self.assertTrue(str(raised.exception))
+        await self.turns()
+        self.assertEqual((server.peers, names.queries), ([], []))
+
+    async def test_bad_urls_are_refused_before_dns(self):
+        await self.refused([(url, {'url': url}, ValueError) for url in (
+            '', 'localhost', '/a', '//localhost/', 'http:', 'http:/localhost', 'http://',
+            'http:///a', 'http://?a', 'http://:80/', 'ftp://localhost/', 'ws://localhost/',
+            'http+unix://a/', 'http://u@localhost/', 'http://u:p@localhost/', 'http://@localhost/',
+            'http://localhost:0/', 'http://localhost:65536/', 'http://localhost:99999999999/',
+            'http://localhost:-1/', 'http://localhost:+1/', 'http://localhost:a/',
+            'http://localhost:8 0/', 'http://localhost:\u0661/', 'http://localhost:80:80/',
+            'http://a..b/', 'http://.a/', 'http://./', 'http://a../', 'http://%s/' % ('a' * 64),
+            'http://%s/' % '.'.join(['a' * 63] * 4), 'http://%s/' % ('a' * 100000),
+            'http://%s/' % ('\u00fc' * 100000), 'http://\u00fc%s/' % ('a' * 63),
+            'http://a b/', 'http://a%41/', 'http://a\\b/', 'http://a"b/', 'http://a<b/',
+            'http://a[b/', 'http://[::1/', 'http://::1/', 'http://[::1]a/', 'http://[]/',
+            'http://[::g]/', 'http://[127.0.0.1]/', 'http://[v1.a]/',
+            'http://256.0.0.1/', 'http://1.2.3/', 'http://1.2.3.4.5/', 'http://0x7f.1.1.1.1.1.9/',
+            'http://2130706433/', 'http://127.1/', 'http://01.2.3.4.5/',
+            ' http://localhost/', '\thttp://localhost/', 'ht\ntp://localhost/',
+            'http://local\thost/', 'http://localhost/\r\nx: y', 'http://localhost/\n',
+            'http://localhost/\0', 'http://localhost/?\x7f', 'http://localhost/#\r',
+            'http://localhost\r\n/', 'http://\ud800/', 'http://localhost/\ud800',
+        )])
+
+    async def test_bad_methods_are_refused(self):
+        await self.refused([(repr(method), {'method': method}, ValueError) for method in (
+            b'', b' ', b'GET ', b' GET', b'G ET', b'GET\r\n', b'GET\0', b'G\xc3',
+            b'GET / HTTP/1.1', b'G(T', b'G/T', b'CONNECT', b'connect')])
+
+    async def test_bad_headers_are_refused(self):
+        await self.refused([(repr(headers), {'headers': headers}, ValueError) for headers in (
+            ((b'', b'a'),), ((b'a b', b'c'),), ((b'a:', b'b'),), ((b'a\r\n', b'b'),),
+            ((b'a\xff', b'b'),), ((b' a', b'b'),), ((b'a', b'b\r\nc: d'),), ((b'a', b'\n'),),
+            ((b'a', b'\r'),), ((b'a', b'\0'),), ((b'a', b'\x7f'),), ((b'a', b'\x1f'),),
+            ((b'host', b'a'), (b'Host', b'a')), ((b'host', b'a b'),), ((b'host', b'a/b'),),
+            ((b'content-length', b''),), ((b'content-length', b'-1'),),
+            ((b'content-length', b'+1'),), ((b'content-length', b'1_0'),),
+            ((b'content-length', b'1 0'),), ((b'content-length', b'0x1'),),
+            ((b'content-length', b'1.0'),), ((b'content-length', b'\xb2'),),
+            ((b'content-length', b'1'), (b'Content-Length', b'1')),
+            ((b'content-length', b'1, 1'),), ((b'content-length', b'9' * 30),),
+            ((b'Content-Length', b'1'), (b'transfer-encoding', b'chunked')),
+            ((b'content-length', b'0'), (b'TRANSFER-ENCODING', b'chunked')),
+            ((b'transfer-encoding', b'gzip'),), ((b'transfer-encoding', b''),),
+            ((b'transfer-encoding', b'chunked, gzip'),),
+            ((b'transfer-encoding', b'chunked'), (b'transfer-encoding', b'chunked')),
+        )])
+
+    async def test_arguments_of_the_wrong_type_are_refused(self):
+        await self.refused([(repr(arguments), arguments, TypeError) for arguments in (
+            {'method': 'GET'}, {'method': None}, {'url': b'http://localhost/'}, {'url': None},
+            {'headers': (('a', b'b'),)}, {'headers': ((b'a', 'b'),)}, {'headers': ((b'a', 1),)},
+            {'headers': {b'a': b'b'}}, {'headers': None}, {'body': b'abc'}, {'body': None},
+            {'params': 1},
+        )])
+
+    async def test_headers_that_are_not_pairs_are_refused(self):
+        await self.refused([(repr(headers), {'headers': headers}, (TypeError, ValueError))
+                            for headers in ((b'ab',), ((b'a',),), ((b'a', b'b', b'c'),))])
+
+    async def test_header_values_are_not_in_messages(self):
+        request = self.pool()
+        for value in (b'sesame\n', 'sesame'):
+            exception = await self.fails(HttpInvalidRequest, request(
+                b'GET', 'http://localhost/', headers=((b'x-a', value),)))
+            self.assertNotIn('sesame', str(exception))
+            self.assertIn('x-a', str(exception))
+
+    async def test_pool_works_on_after_a_refusal(self):
+        server = self.serve(OK)
+        request = self.pool()
+        await self.fails(HttpInvalidRequest, request(b'G T', server.url))
+        self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+
+
+# ---- Response head (RFC 9112 4, 5) ----
+
+
+async def second_request(request, server):
+    """Whether a second request, which must get its own answer, went out on the same connection."""
+    before = len(server.peers)
+    code, _, body = await fetch(request, b'GET', server.url + '/second')
+    assert (code, body) == (b'200', b'ok'), (code, body)
+    return len(server.peers) == before
+
+
+class ResponseTest(TestCase):
+    """Tables of responses, that are received whole, seven bytes at a time and byte by byte."""
+
+    async def each(self, rows, check, **arguments):
+        for name, data, *expected in rows:
+            for size in (1, 7, 65536):
+                with self.subTest(name, recv_bufsize=size):
+                    server = self.serve(data if isinstance(data, bytes) else closing(data[0]), OK)
+                    request, close = self.pool_and_close(
+                        recv_bufsize=size, max_header_length=500, socket_timeout=2)
+                    try:
+                        await check(request, server, *expected, **arguments)
+                    finally:
+                        await close()
+                        server.close()
+
+    async def accepted(self, request, server, code, headers, body, reused, method=b'GET'):
+        result = await fetch(request, method, server.url)
+        self.assertEqual(result, (code, headers, body))
+        self.assertIs(await second_request(request, server), reused)
+
+    async def rejected(self, request, server, kind, words, method=b'GET'):
+        exception = await self.fails(kind, fetch(request, method, server.url), words)
+        self.assertNotIn('\n', str(exception))
+        self.assertLess(len(str(exception)), 300)
+        self.assertIs(await second_request(request, server), False)
+
+    async def test_good_heads_are_parsed(self):
+        end = b'\r\ncontent-length: 0\r\n\r\n'
+        length = (b'content-length', b'0')
+        await self.each([
+            ('simple', b'HTTP/1.1 200 OK' + end, b'200', (length,), b'', True),
+            ('no reason', b'HTTP/1.1 200 ' + end, b'200', (length,), b'', True),
+            ('no space', b'HTTP/1.1 200' + end, b'200', (length,), b'', True),
+            ('reason bytes', b'HTTP/1.1 200 \xff \t' + end, b'200', (length,), b'', True),
+            ('http 1.9', b'HTTP/1.9 200 OK' + end, b'200', (length,), b'', True),
+            ('http 1.0', b'HTTP/1.0 200 OK' + end, b'200', (length,), b'', False),
+            ('code 999', b'HTTP/1.1 999 ?' + end, b'999', (length,), b'', True),
+            ('names in lower case', b'HTTP/1.1 200 OK\r\nX-A: B' + end,
+             b'200', ((b'x-a', b'B'), length), b'', True),
+            ('space around value', b'HTTP/1.1 200 OK\r\na: \t b c\t ' + end,
+             b'200', ((b'a', b'b c'), length), b'', True),
+            ('empty value', b'HTTP/1.1 200 OK\r\na:\r\nb: ' + end,
+             b'200', ((b'a', b''), (b'b', b''), length), b'', True),
+            ('duplicates', b'HTTP/1.1 200 OK\r\na: 1\r\nb: 2\r\nA: 3' + end,
+             b'200', ((b'a', b'1'), (b'b', b'2'), (b'a', b'3'), length), b'', True),
+            ('colons', b'HTTP/1.1 200 OK\r\na::b: c' + end,
+             b'200', ((b'a', b':b: c'), length), b'', True),
+            ('value bytes', b'HTTP/1.1 200 OK\r\na: \x80\xff"' + end,
+             b'200', ((b'a', b'\x80\xff"'), length), b'', True),
+            ('every tchar', b"HTTP/1.1 200 OK\r\n!#$%&'*+-.^_`|~09: a" + end,
+             b'200', ((b"!#$%&'*+-.^_`|~09", b'a'), length), b'', True),
+            ('folding', b'HTTP/1.1 200 OK\r\na: b\r\n \t c' + end,
+             b'200', ((b'a', b'b c'), length), b'', True),
+            ('folded length', b'HTTP/1.1 200 OK\r\na: b\r\n content-length: 5' + end,
+             b'200', ((b'a', b'b content-length: 5'), length), b'', True),
+            ('interim', b'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\na: b\r\n\r\n'
+             b'HTTP/1.1 200 OK' + end, b'200', (length,), b'', True),
+            ('no fields', (b'HTTP/1.1 200 OK\r\n\r\nabc',), b'200', (), b'abc', False),
+        ], self.accepted)
+
+    async def test_bad_heads_are_rejected(self):
+        bad, head = HttpInvalidResponse, b'HTTP/1.1 200 OK\r\n'
+        await self.each([
+            ('garbage', b'garbage\r\n\r\n', bad, 'HTTP/1.'),
+            ('crlf first', b'\r\n' + OK, bad, 'HTTP/1.'),
+            ('space first', b' ' + OK, bad, 'HTTP/1.'),
+            ('http 2', b'HTTP/2.0 200 OK\r\n\r\n', bad, 'HTTP/1.'),
+            ('http 1', b'HTTP/1 200 OK\r\n\r\n', bad, 'HTTP/1.'),
+            ('http 1.10', b'HTTP/1.10 200 OK\r\n\r\n', bad, 'status line'),
+            ('lower case', b'http/1.1 200 OK\r\n\r\n', bad, 'HTTP/1.'),
+            ('icy', b'ICY 200 OK\r\n\r\n', bad, 'HTTP/1.'),
+            ('tls alert', b'\x15\x03\x01\0\x02\x02\x28', bad, 'HTTP/1.'),
+            ('code of two digits', b'HTTP/1.1 20 OK\r\n\r\n', bad, 'status line'),
+            ('code of four digits', b'HTTP/1.1 2000 OK\r\n\r\n', bad, 'status line'),
+            ('code of letters', b'HTTP/1.1 2xx OK\r\n\r\n', bad, 'status line'),
+            ('two spaces', b'HTTP/1.1  200 OK\r\n\r\n', bad, 'status line'),
+            ('tab', b'HTTP/1.1\t200 OK\r\n\r\n', bad, 'status line'),
+            ('nul in reason', b'HTTP/1.1 200 O\0K\r\n\r\n', bad, 'status line'),
+            ('cr in reason', b'HTTP/1.1 200 O\rK\r\n\r\n', bad, 'status line'),
+            ('lf line ends', b'HTTP/1.1 200 OK\ncontent-length: 0\n\n', bad, 'LF'),
+            ('lf', head + b'a: b\nc: d\r\n\r\n', bad, ''),
+            ('nul', head + b'a: b\0\r\n\r\n', bad, 'line 2'),
+            ('cr', head + b'x: y\r\na: b\rc\r\n\r\n', bad, 'line 3'),
+            ('cr at the end', head + b'a: b\r\r\n\r\n', bad, 'line 2'),
+            ('no colon', head + b'a\r\n\r\n', bad, 'line 2'),
+            ('no name', head + b': a\r\n\r\n', bad, 'line 2'),
+            ('space before colon', head + b'a : b\r\n\r\n', bad, 'line 2'),
+            ('tab before colon', head + b'content-length\t: 0\r\n\r\n', bad, 'line 2'),
+            ('space in name', head + b'a b: c\r\n\r\n', bad, 'line 2'),
+            ('bytes in name', head + b'a\xff: c\r\n\r\n', bad, 'line 2'),
+            ('parentheses in name', head + b'a(b): c\r\n\r\n', bad, 'line 2'),
+            ('space before the first field', head + b' a: b\r\n\r\n', bad, 'line 2'),
+            ('lengths differ', head + b'content-length: 1\r\ncontent-length: 2\r\n\r\nab', bad,
+             'content-length'),
+            ('length list', head + b'content-length: 1, 2\r\n\r\nab', bad, 'content-length'),
+            ('length +', head + b'content-length: +1\r\n\r\na', bad, 'content-length'),
+            ('length -', head + b'content-length: -1\r\n\r\na', bad, 'content-length'),
+            ('length _', head + b'content-length: 1_0\r\n\r\na', bad, 'content-length'),
+            ('length hex', head + b'content-length: 0x1\r\n\r\na', bad, 'content-length'),
+            ('length empty', head + b'content-length:\r\n\r\na', bad, 'content-length'),
+            ('length with space', head + b'content-length: 1 0\r\n\r\na', bad, 'content-length'),
+            ('length digits', head + b'content-length: \xd9\xa1\r\n\r\na', bad, 'content-length'),
+            ('length huge', head + b'content-length: ' + b'9' * 40 + b'\r\n\r\n', bad,
+             'content-length'),
+            ('coding gzip', head + b'transfer-encoding: gzip\r\n\r\n', bad, 'transfer-encoding'),
+            ('codings', head + b'transfer-encoding: gzip, chunked\r\n\r\n', bad,
+             'transfer-encoding'),
+            ('coding twice', head + b'transfer-encoding: chunked\r\nTransfer-Encoding: chunked'
+             b'\r\n\r\n0\r\n\r\n', bad, 'transfer-encoding'),
+            ('coding with x', head + b'transfer-encoding: xchunked\r\n\r\n', bad,
+             'transfer-encoding'),
+            ('coding with parameter', head + b'transfer-encoding: chunked;a\r\n\r\n', bad,
+             'transfer-encoding'),
+            ('coding with vt', head + b'transfer-encoding: \x0bchunked\r\n\r\n', bad,
+             'transfer-encoding'),
+            ('early end', (b'',), HttpConnectionClosedError, 'without a response'),
+            ('early end in head', (head,), HttpConnectionClosedError, 'within the head'),
+            ('early end in interim', (b'HTTP/1.1 100 A\r\n\r\n',), HttpConnectionClosedError, ''),
+            ('endless line', b'HTTP/1.1 200 ' + b'a' * 600, HttpHeaderTooLong,
+             'max_header_length'),
+            ('long head', head + b'a: %b\r\n\r\n' % (b'a' * 600), HttpHeaderTooLong, '500'),
+            ('interim responses', b'HTTP/1.1 100 Continue\r\n\r\n' * 2000, bad, 'interim'),
+        ], self.rejected)
+
+    async def test_head_of_the_maximum_length_is_accepted(self):
+        head = b'HTTP/1.1 200 OK\r\ncontent-length: 0\r\na: %b\r\n\r\n'
+        for size, kind in ((500, None), (501, HttpHeaderTooLong)):
+            server = self.serve(head % (b'a' * (size + 2 - len(head))))
+            request = self.pool(max_header_length=500)
+            if kind is None:
+                self.assertEqual((await fetch(request, b'GET', server.url))[0], b'200')
+            else:
+                await self.fails(kind, fetch(request, b'GET', server.url))
+
+    # ---- Body decoders (RFC 9112 6, 7.1) ----
+
+    async def test_good_bodies_are_decoded(self):
+        def row(name, data, body, reused=True):
+            headers = ((b'transfer-encoding', b'chunked'),)
+            return name, CHUNKED + data, b'200', headers, body, reused
+        await self.each([
+            ('length', OK, b'200', ((b'content-length', b'2'),), b'ok', True),
+            ('length with zeros', b'HTTP/1.1 200 OK\r\ncontent-length: 0002\r\n\r\nok',
+             b'200', ((b'content-length', b'0002'),), b'ok', True),
+            ('length twice',
+             b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nok', b'200',
+             ((b'content-length', b'2'),) * 2, b'ok', True),
+            ('length list', b'HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\n\r\nok',
+             b'200', ((b'content-length', b'2, 2'),), b'ok', True),
+            ('extra byte', OK + b'x', b'200', ((b'content-length', b'2'),), b'ok', False),
+            ('second response', OK + OK, b'200', ((b'content-length', b'2'),), b'ok', False),
+            ('until close', (b'HTTP/1.1 200 OK\r\na: b\r\n\r\nabc',),
+             b'200', ((b'a', b'b'),), b'abc', False),
+            ('until close, empty', (b'HTTP/1.1 200 OK\r\na: b\r\n\r\n',),
+             b'200', ((b'a', b'b'),), b'', False),
+            ('identity', (b'HTTP/1.1 200 OK\r\ntransfer-encoding: Identity\r\n\r\nabc',),
+             b'200', ((b'transfer-encoding', b'Identity'),), b'abc', False),
+            ('204', b'HTTP/1.1 204 No\r\n\r\n', b'204', (), b'', True),
+            ('304', b'HTTP/1.1 304 No\r\ncontent-length: 5\r\n\r\n',
+             b'304', ((b'content-length', b'5'),), b'', True),
+            ('204 chunked', b'HTTP/1.1 204 No\r\ntransfer-encoding: chunked\r\n\r\n',
+             b'204', ((b'transfer-encoding', b'chunked'),), b'', True),
+            ('204 with bytes', b'HTTP/1.1 204 No\r\n\r\nx', b'204', (), b'', False),
+            ('101', b'HTTP/1.1 101 Switch\r\nupgrade: a\r\n\r\nabc',
+             b'101', ((b'upgrade', b'a'),), b'', False),
+            ('chunked in capitals', b'HTTP/1.1 200 OK\r\ntransfer-encoding: CHUNKED\r\n\r\n' +
+             chunked(b'a'), b'200', ((b'transfer-encoding', b'CHUNKED'),), b'a', True),
+            row('chunked', chunked(b'abc', b'd' * 20), b'abc' + b'd' * 20),
+            row('empty', b'0\r\n\r\n', b''),
+            row('zeros', b'000\r\n\r\n', b''),
+            row('16 digits', b'0000000000000003\r\nabc\r\n0\r\n\r\n', b'abc'),
+            row('hex digits', b'A\r\n0123456789\r\nb\r\n0123456789a\r\n0\r\n\r\n',
+                b'01234567890123456789a'),
+            row('space after size', b'3 \t\r\nabc\r\n0 \r\n\r\n', b'abc'),
+            row('extensions', b'3;a\r\nabc\r\n3 ; a="b;"\r\ndef\r\n0;c\r\n\r\n', b'abcdef'),
+            row('trailers', b'1\r\na\r\n0\r\nx: y\r\nz:\r\n\r\n', b'a'),
+            row('crlf in data', b'4\r\n\r\n\r\n\r\n0\r\n\r\n', b'\r\n\r\n'),
+            row('many tiny', b'1\r\na\r\n' * 300 + b'0\r\n\r\n', b'a' * 300),
+            row('byte after the last chunk', b'0\r\n\r\nx', b'', False),
+            ('length and chunked', b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n'
+             b'transfer-encoding: chunked\r\n\r\n' + chunked(b'a'), b'200',
+             ((b'content-length', b'9'), (b'transfer-encoding', b'chunked')), b'a', False),
+            ('chunked of http 1.0', b'HTTP/1.0 200 OK\r\nconnection: keep-alive\r\n'
+             b'transfer-encoding: chunked\r\n\r\n' + chunked(b'a'), b'200',
+             ((b'connection', b'keep-alive'), (b'transfer-encoding', b'chunked')), b'a', False),
+        ], self.accepted)
+
+    async def test_bad_bodies_are_rejected(self):
+        bad, closed = HttpInvalidResponse, HttpConnectionClosedError
+
+        def row(name, data, kind, words=''):
+            data = (CHUNKED + data[0],) if isinstance(data, tuple) else CHUNKED + data
+            return name, data, kind, words
+        await self.each([
+            ('early end', (b'HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nabc',), closed, '3 of'),
+            ('end at once', (b'HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n',), closed, '0 of'),
+            row('no size', b'\r\n', bad),
+            row('no hex', b'g\r\n', bad),
+            row('plus', b'+1\r\na\r\n0\r\n\r\n', bad),
+            row('minus', b'-1\r\na\r\n0\r\n\r\n', bad),
+            row('0x', b'0x1\r\na\r\n0\r\n\r\n', bad),
+            row('underscore', b'1_0\r\n', bad),
+            row('space before', b' 1\r\na\r\n0\r\n\r\n', bad),
+            row('17 digits', b'00000000000000001\r\na\r\n0\r\n\r\n', bad),
+            row('space within', b'1 0\r\n', bad),
+            row('lf', b'1\na\r\n0\r\n\r\n', bad),
+            row('cr in extension', b'1;a\rb\r\na\r\n0\r\n\r\n', bad),
+            row('lf in extension', b'1;a\nb\r\na\r\n0\r\n\r\n', bad),
+            row('nul in extension', b'1;a\0\r\na\r\n0\r\n\r\n', bad),
+            row('no crlf', b'1\r\nabc0\r\n\r\n', bad),
+            row('lf after data', b'1\r\na\n0\r\n\r\n', bad),
+            row('any two bytes', b'1\r\naxx0\r\n\r\n', bad),
+            row('early end in size', (b'1',), closed),
+            row('early end in chunk', (b'5\r\nabc',), closed),
+            row('early end after chunk', (b'1\r\na',), closed),
+            row('early end between chunks', (b'1\r\na\r\n',), closed, 'last chunk'),
+            row('early end of last chunk', (b'0\r\n',), closed),
+            row('early end in trailers', (b'0\r\na: b\r\n',), closed),
+            row('bad trailer', b'0\r\na\r\n\r\n', bad),
+            row('trailer space before colon', b'0\r\na : b\r\n\r\n', bad),
+            row('trailer nul', b'0\r\na: \0\r\n\r\n', bad),
+            row('long extension', b'1;' + b'a' * 600, HttpHeaderTooLong, 'max_header_length'),
+            row('extensions in total', b'1;aaaaaaaa\r\na\r\n' * 100, HttpHeaderTooLong, '500'),
+            row('spaces in total', b'1        \r\na\r\n' * 100, HttpHeaderTooLong, '500'),
+            row('long trailer', b'0\r\na: ' + b'b' * 600, HttpHeaderTooLong, 'trailers'),
+            row('trailers', b'0\r\n' + b'a: b\r\n' * 100 + b'\r\n', HttpHeaderTooLong,
+                'trailers'),
+        ], self.rejected)
+
+    async def test_head_request_has_no_body(self):
+        await self.each([
+            ('length', b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n',
+             b'200', ((b'content-length', b'5'),), b'', True),
+            ('chunked', CHUNKED, b'200', ((b'transfer-encoding', b'chunked'),), b'', True),
+            ('neither', b'HTTP/1.1 200 OK\r\na: b\r\n\r\n', b'200', ((b'a', b'b'),), b'', True),
+            ('bytes', b'HTTP/1.1 200 OK\r\na: b\r\n\r\nx', b'200', ((b'a', b'b'),), b'', False),
+        ], self.accepted, method=b'HEAD')
+
+    # ---- Framing and persistence (RFC 9112 6.3, 9.3) ----
+
+    async def test_connection_persists_only_if_the_response_lets_it(self):
+        def row(version, name, value, reused):
+            data = b'%b 200 OK\r\n%b: %b\r\ncontent-length: 1\r\n\r\na' % (version, name, value)
+            headers = ((name.lower(), value), (b'content-length', b'1'))
+            return '%a %a %a' % (version, name, value), data, b'200', headers, b'a', reused
+        old, new = b'HTTP/1.0', b'HTTP/1.1'
+        await self.each([
+            row(new, b'connection', b'close', False), row(new, b'Connection', b'CLOSE', False),
+            row(new, b'connection', b'foo, close', False),
+            row(new, b'connection', b'foo,\tclose ,bar'.strip(), False),
+            row(new, b'connection', b'foo', True), row(new, b'connection', b'closed', True),
+            row(new, b'connection', b'keep-alive', True),
+            row(new, b'connection', b'keep-alive, close', False),
+            row(old, b'connection', b'keep-alive', True),
+            row(old, b'connection', b'Keep-Alive', True), row(old, b'connection', b'foo', False),
+            row(old, b'a', b'b', False), row(old, b'connection', b'keep-alive, close', False),
+            row(new, b'keep-alive', b'timeout=0', False),
+            row(new, b'keep-alive', b'timeout=1', False),
+            row(new, b'keep-alive', b'Timeout=1, max=5', False),
+            row(new, b'keep-alive', b'max=5, timeout=1', False),
+            row(new, b'keep-alive', b'timeout=20', True), row(new, b'keep-alive', b'max=1', True),
+            row(new, b'keep-alive', b'timeout=x', True),
+        ], self.accepted)
+
+    async def test_two_connection_fields_are_one_list(self):
+        data = b'HTTP/1.1 200 OK\r\nconnection: a\r\nconnection: close\r\nconnection: b\r\n' \
+            b'content-length: 0\r\n\r\n'
+        server = self.serve(data, OK)
+        request = self.pool()
+        await fetch(request, b'GET', server.url)
+        self.assertFalse(await second_request(request, server))
+
+    async def test_request_that_closes_is_not_pooled(self):
+        for headers, reused in (
+                (((b'connection', b'close'),), False), (((b'Connection', b'a, Close'),), False),
+                (((b'connection', b'keep-alive'),), True)):
+            server = self.serve(OK)
+            request = self.pool()
+            await fetch(request, b'GET', server.url, headers=headers)
+            self.assertIs(await second_request(request, server), reused)
+
+    async def test_http_1_0_request_keeps_alive_only_if_it_says_so(self):
+        for headers, reused in (((), False), (((b'connection', b'keep-alive'),), True)):
+            server = self.serve(OK)
+            request = self.pool(http_version=b'HTTP/1.0')
+            await fetch(request, b'GET', server.url, headers=headers)
+            self.assertIs(await second_request(request, server), reused)
+
+
+# ---- Name resolution ----
+
+
+class NameResolutionTest(TestCase):
+
+    def resolving_pool(self, **kwargs):
+        return self.pool(get_dns_resolver=DEFAULT_RESOLVER, **kwargs)
+
+    async def test_name_server_is_asked_once_while_its_answer_lives(self):
+        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        server = self.serve(OK, host='a.test')
+        request = self.resolving_pool(keep_alive_timeout=0)
+        await fetch(request, b'GET', server.url)
+        await fetch(request, b'GET', server.url)
+        self.assertEqual(names.queries, [('a.test', 'A')])
+        self.assertEqual(server.counts(), [1, 1])
+
+    async def test_cname_is_followed(self):
+        NameServer(self).add('a.test', 'A', 'b.test').add('b.test', 'A', '127.0.0.1')
+        server = self.serve(OK, host='a.test')
+        self.assertEqual((await fetch(self.resolving_pool(), b'GET', server.url))[2], b'ok')
+        self.assertIn(b'host: a.test\r\n', server.requests[0])
+
+    async def test_aaaa_is_asked_for_where_there_is_no_a_record(self):
+        names = NameServer(self).add('a.test', 'A').add('a.test', 'AAAA', '::1')
+        names.answers[b'a.test', 'A'] = (), 60, 0
+        server = self.serve(OK, host='a.test', address='::1')
+        request = self.resolving_pool(keep_alive_timeout=0)
+        await fetch(request, b'GET', server.url)
+        await fetch(request, b'GET', server.url)
+        self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
+
+    async def test_unknown_name_is_a_dns_error(self):
+        NameServer(self)
+        await self.fails(HttpDnsError, self.resolving_pool()(b'GET', 'http://a.test/'), 'a.test',
+                         aiodnsresolver.DnsRecordDoesNotExist)
+
+    async def test_failing_name_server_is_a_dns_error(self):
+        names = NameServer(self).add('a.test', 'A', rcode=2)
+        await self.fails(HttpDnsError, self.resolving_pool()(b'GET', 'http://a.test/'), 'a.test',
+                         aiodnsresolver.DnsResponseCode)
+        self.assertEqual({kind for _, kind in names.queries}, {'A'})
+
+    async def test_second_name_server_is_asked_if_the_first_fails(self):
+        NameServer(self, '127.0.0.1').add('a.test', 'A', rcode=2)
+        NameServer(self, '127.0.0.2').add('a.test', 'A', '127.0.0.1')
+        server = self.serve(OK, host='a.test')
+        self.assertEqual((await fetch(self.resolving_pool(), b'GET', server.url))[2], b'ok')
+
+    async def test_lost_packet_is_sent_again_and_leaves_no_cancellation(self):
+        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        names.drops = 1
+        server = self.serve(OK, host='a.test')
+        await fetch(self.resolving_pool(), b'GET', server.url)
+        self.assertEqual(len(names.queries), 2)
+        if sys.version_info >= (3, 11):
+            self.assertEqual(asyncio.current_task().cancelling(), 0)
+
+    async def test_cancellation_after_a_lost_packet_passes_through(self):
+        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        names.drops = 2
+        task = self.spawn(self.resolving_pool()(b'GET', 'http://a.test/'))
+        while len(names.queries) < 2:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await task
+
+    @unittest.skipIf(sys.version_info < (3, 11), 'asyncio.timeout is of Python 3.11')
+    async def test_asyncio_timeout_works_around_a_lost_packet(self):
+        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        names.drops = 1
+        server = self.serve(OK, host='a.test')
+        async with asyncio.timeout(10):
+            await fetch(self.resolving_pool(), b'GET', server.url)
+        async with asyncio.timeout(10):
+            await asyncio.sleep(0)
+
+    async def test_changed_record_is_seen_after_its_ttl_while_an_old_exception_is_held(self):
+        names = NameServer(self)
+        server = self.serve(OK, host='a.test', port=free_port())
+        other = self.serve(OK, address='127.0.0.2', port=server.port)
+        request = self.resolving_pool()
+        held = await self.fails(HttpDnsError, request(b'GET', server.url))
+        names.add('a.test', 'A', '127.0.0.1', ttl=1)
+        await fetch(request, b'GET', server.url)
+        asked = self.loop.time()
+        names.add('a.test', 'A', '127.0.0.2')
+        while not other.requests:
+            self.assertLess(self.loop.time() - asked, 3)
+            await asyncio.sleep(0.05)
+            await fetch(request, b'GET', server.url)
+        self.assertGreater(self.loop.time() - asked, 0.8)
+        self.assertIsInstance(held, HttpDnsError)
+
+    async def test_concurrent_requests_share_a_query(self):
+        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        server = self.serve(OK, host='a.test')
+        request = self.resolving_pool()
+        tasks = [self.spawn(fetch(request, b'GET', server.url)) for _ in range(5)]
+        for task in tasks:
+            self.assertEqual((await task)[2], b'ok')
+        self.assertEqual(len(names.queries), 1)
+
+    async def test_cancelled_lookup_does_not_fail_the_others(self):
+        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        names.drops = 1
+        server = self.serve(OK, host='a.test')
+        request = self.resolving_pool()
+        tasks = [self.spawn(fetch(request, b'GET', server.url)) for _ in range(3)]
+        await self.turns(5)
+        tasks[0].cancel()
+        for task in tasks[1:]:
+            self.assertEqual((await task)[2], b'ok')
+
+    async def test_unreadable_resolv_conf_is_a_dns_error_of_names_only(self):
+        server = self.serve(OK)
+        error = FileNotFoundError('resolv.conf')
+        with unittest.mock.patch.object(aiodnsresolver, 'parse_resolve_conf', side_effect=error):
+            request = self.resolving_pool()
+        await self.fails(HttpDnsError, request(b'GET', 'http://a.test/'), 'resolv.conf')
+        url = server.url.replace('localhost', '127.0.0.1')
+        self.assertEqual((await fetch(request, b'GET', url))[2], b'ok')
+
+    async def test_unreadable_hosts_is_a_dns_error_of_names_only(self):
+        server = self.serve(OK)
+        with unittest.mock.patch.object(
+                aiodnsresolver, 'parse_etc_hosts', side_effect=PermissionError('/etc/hosts')):
+            request = self.resolving_pool()
+        await self.fails(HttpDnsError, request(b'GET', 'http://a.test/'), '/etc/hosts')
+        url = server.url.replace('localhost', '127.0.0.1')
+        self.assertEqual((await fetch(request, b'GET', url))[2], b'ok')
+
+    async def test_exception_of_a_resolver_is_the_cause_of_a_dns_error(self):
+        names = Names()
+        names.records['a.test', 'A'] = OSError('mine')
+        request = self.pool(get_dns_resolver=names)
+        await self.fails(HttpDnsError, request(b'GET', 'http://a.test/'), 'mine', OSError)
+
+    async def test_literals_need_no_resolver(self):
+        server = self.serve(OK)
+        names = Names()
+        url = server.url.replace('localhost', '127.0.0.1')
+        await fetch(self.pool(get_dns_resolver=names), b'GET', url)
+        self.assertEqual(names.queries, [])
+
+    async def test_aaaa_is_tried_where_no_a_address_accepts(self):
+        names = Names().add('a.test', 'A', '127.0.0.1').add('a.test', 'AAAA', '::1')
+        server = self.serve(OK, host='a.test', address='::1')
+        request = self.pool(get_dns_resolver=names)
+        self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+        self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
+
+
+# ---- Connection ----
+
+
+@contextlib.contextmanager
+def silent_address(address='127.0.0.1', port=0):
+    """The port of an address that neither accepts a connection nor refuses it."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen(0)
+        socks = [stack.enter_context(socket.socket()) for _ in range(4)]
+        for sock in socks:
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+class ConnectTest(TestCase):
+
+    async def test_refused_connection_is_a_connection_error(self):
+        with socket.socket() as sock:
+            sock.bind(('127.0.0.1', 0))
+            url = 'http://localhost:%d/' % sock.getsockname()[1]
+            await self.fails(HttpConnectionError, self.pool()(b'GET', url), 'localhost', OSError)
+
+    async def test_silent_address_times_out(self):
+        with silent_address() as port:
+            await self.fails(
+                HttpConnectionError,
+                self.pool(socket_timeout=0.2)(b'GET', 'http://localhost:%d/' % port),
+                'socket_timeout', asyncio.TimeoutError)
+
+    async def test_next_address_is_tried_at_once_if_one_refuses(self):
+        server = self.serve(OK, address='127.0.0.3', host='a.test')
+        names = Names().add('a.test', 'A', '127.0.0.1', '127.0.0.2', '127.0.0.3')
+        start = time.monotonic()
+        await fetch(self.pool(get_dns_resolver=names), b'GET', server.url)
+        self.assertLess(time.monotonic() - start, 0.2)
+
+    async def test_next_address_is_tried_after_250_ms_if_one_is_silent(self):
+        server = self.serve(OK, address='127.0.0.2', host='a.test', port=free_port())
+        names = Names().add('a.test', 'A', '127.0.0.1', '127.0.0.2')
+        with silent_address(port=server.port):
+            start = time.monotonic()
+            await fetch(self.pool(get_dns_resolver=names), b'GET', server.url)
+            self.assertTrue(0.24 < time.monotonic() - start < 1)
+
+    async def test_first_address_is_used_if_all_accept(self):
+        server = self.serve(OK, address='127.0.0.1', host='a.test', port=free_port())
+        other = self.serve(OK, address='127.0.0.2', port=server.port)
+        names = Names().add('a.test', 'A', '127.0.0.1', '127.0.0.2')
+        await fetch(self.pool(get_dns_resolver=names), b'GET', server.url)
+        self.assertEqual((len(server.peers), len(other.peers)), (1, 0))
+
+    async def test_addresses_of_a_family_share_the_timeout(self):
+        names = Names().add('a.test', 'A', '127.0.0.1', '127.0.0.2')
+        with silent_address(port=free_port()) as port, silent_address('127.0.0.2', port):
+            start = time.monotonic()
+            await self.fails(
+                HttpConnectionError, self.pool(get_dns_resolver=names, socket_timeout=0.4)(
+                    b'GET', 'http://a.test:%d/' % port), 'a.test', asyncio.TimeoutError)
+            self.assertLess(time.monotonic() - start, 0.7)
+
+    async def test_get_sock_without_argument_is_told_about_ipv6(self):
+        def get_sock():
+            raise AssertionError
+        await self.fails(HttpConnectionError, self.pool(get_sock=get_sock)(
+            b'GET', 'http://[::1]:9/'), 'AF_INET6', TypeError)
+
+    async def test_get_sock_is_called_with_af_inet6_for_ipv6_only(self):
+        families = []
+
+        def get_sock(*family):
+            families.append(family)
+            sock = socket.socket(*family or (socket.AF_INET,))
+            sock.setblocking(False)
+            return sock
+        for address, host in (('127.0.0.1', '127.0.0.1'), ('::1', '[::1]')):
+            server = self.serve(OK, address=address, host=host)
+            await fetch(self.pool(get_sock=get_sock), b'GET', server.url)
+        self.assertEqual(families, [(), (socket.AF_INET6,)])
+
+    async def test_exception_of_get_sock_is_a_connection_error(self):
+        def get_sock():
+            raise OSError('mine')
+        await self.fails(HttpConnectionError, self.pool(get_sock=get_sock)(
+            b'GET', 'http://127.0.0.1:9/'), 'mine', OSError)
+
+
+class TimeoutsOfPhasesTest(TestCase):
+
+    async def test_handshake_times_out_as_a_tls_error(self):
+        server = self.serve()
+        url = server.url.replace('http', 'https')
+        await self.fails(HttpTlsError, self.pool(socket_timeout=0.2)(b'GET', url),
+                         'socket_timeout', asyncio.TimeoutError)
+
+    async def test_missing_head_times_out_as_a_data_error(self):
+        server = self.serve()
+        await self.fails(HttpDataError, self.pool(socket_timeout=0.2)(b'GET', server.url),
+                         'head', asyncio.TimeoutError)
+        self.assertEqual(await (await server.accept()).ended(), GET)
+
+    async def test_half_a_head_times_out_as_a_data_error(self):
+        server = self.serve(b'HTTP/1.1 200 OK\r\n')
+        await self.fails(HttpDataError, self.pool(socket_timeout=0.2)(b'GET', server.url),
+                         '0.2', asyncio.TimeoutError)
+
+    async def test_missing_body_times_out_as_a_data_error(self):
+        server = self.serve(b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nabc')
+        _, _, body = await self.pool(socket_timeout=0.2)(b'GET', server.url)
+        self.assertEqual(await body.__anext__(), b'abc')
+        await self.fails(HttpDataError, body.__anext__(), 'body', asyncio.TimeoutError)
+        await self.fails(HttpDataError, body.__anext__(), 'body')
+
+    async def test_upload_that_nobody_reads_times_out_as_a_data_error(self):
+        server = self.serve()
+        headers = ((b'content-length', b'100000000'),)
+        await self.fails(HttpDataError, self.pool(socket_timeout=0.2)(
+            b'PUT', server.url, headers=headers, body=streamed(bytes(100000000))),
+            'socket_timeout', asyncio.TimeoutError)
+
+    async def test_slow_but_steady_response_is_not_cut(self):
+        async def answer(peer):
+            for byte in OK[:-5]:
+                await asyncio.sleep(0.02)
+                await peer.send(bytes((byte,)))
+            await peer.send(OK[-5:])
+        server = self.serve(answer)
+        start = time.monotonic()
+        self.assertEqual((await fetch(self.pool(socket_timeout=0.3), b'GET', server.url))[2],
+                         b'ok')
+        self.assertGreater(time.monotonic() - start, 0.6)
+
+    async def test_slow_but_steady_upload_is_not_cut(self):
+        async def script(peer):
+            await peer.read_until(b'\r\n\r\n')
+            while len(peer.received) < size:
+                await asyncio.sleep(0.01)
+                if not await peer.receive():
+                    return
+            await peer.send(OK)
+        size, start = 20000000, time.monotonic()
+        server = self.serve(script=script)
+        result = await fetch(
+            self.pool(socket_timeout=0.4), b'PUT', server.url, body=streamed(bytes(size)),
+            headers=((b'content-length', b'%d' % size),))
+        self.assertEqual(result[2], b'ok')
+        self.assertGreater(time.monotonic() - start, 0.6)
+
+    async def test_slow_body_of_the_caller_is_not_cut(self):
+        async def body():
+            await asyncio.sleep(0.3)
+            yield b'a'
+        server = self.serve(OK)
+        code, _, _ = await fetch(self.pool(socket_timeout=0.1), b'PUT', server.url, body=body,
+                                 headers=((b'content-length', b'1'),))
+        self.assertEqual(code, b'200')
+
+    async def test_consumer_may_take_longer_than_the_timeout(self):
+        server = self.serve(response(bytes(1000000)))
+        _, _, body = await self.pool(socket_timeout=0.1)(b'GET', server.url)
+        size = len(await body.__anext__())
+        await asyncio.sleep(0.3)
+        self.assertEqual(size + len(await buffered(body)), 1000000)
+
+
+class TlsTest(TestCase):
+
+    async def test_get_over_tls_is_answered_for_names_and_addresses(self):
+        for host, address in (('localhost', '127.0.0.1'), ('a.test', '127.0.0.1'),
+                              ('127.0.0.1', '127.0.0.1'), ('[::1]', '::1')):
+            server = self.serve(OK, tls=True, host=host, address=address)
+            names = Names().add('a.test', 'A', '127.0.0.1')
+            request = self.pool(get_dns_resolver=names)
+            self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+
+    async def test_certificate_of_another_host_is_a_tls_error(self):
+        for host, names in (('localhost', 'b.test'), ('127.0.0.1', '127.0.0.2'),
+                            ('127.0.0.1', 'localhost')):
+            server = self.serve(OK, tls=server_context(names), host=host)
+            await self.fails(HttpTlsError, self.pool()(b'GET', server.url), host,
+                             ssl.SSLCertVerificationError)
+            self.assertEqual(server.requests, [])
+
+    async def test_unknown_authority_is_a_tls_error(self):
+        server = self.serve(OK, tls=True)
+        request = self.pool(get_ssl_context=ssl.create_default_context)
+        await self.fails(HttpTlsError, request(b'GET', server.url), 'localhost',
+                         ssl.SSLCertVerificationError)
+
+    async def test_plain_server_is_a_tls_error(self):
+        server = self.serve(script=closing(b'HTTP/1.1 400 Bad\r\n\r\n'))
+        url = server.url.replace('http', 'https')
+        await self.fails(HttpTlsError, self.pool()(b'GET', url), 'localhost', OSError)
+
+    async def test_server_that_closes_in_the_handshake_is_a_tls_error(self):
+        for end in (Peer.close, Peer.reset):
+            async def script(peer, end=end):
+                await peer.receive()
+                end(peer)
+            server = self.serve(script=script)
+            url = server.url.replace('http', 'https')
+            await self.fails(HttpTlsError, self.pool()(b'GET', url), 'localhost', OSError)
+
+    async def test_idna_name_is_in_sni(self):
+        names, seen = Names().add('xn--bcher-kva.test', 'A', '127.0.0.1'), []
+        context = server_context('xn--bcher-kva.test')
+        context.sni_callback = lambda sock, name, context: seen.append(name)
+        server = self.serve(OK, tls=context, host='B\u00dccher.test.')
+        await fetch(self.pool(get_dns_resolver=names), b'GET', server.url)
+        self.assertEqual(seen, ['xn--bcher-kva.test'])
+
+    async def test_context_is_made_at_the_first_https_request(self):
+        contexts = []
+
+        def get_ssl_context():
+            contexts.append(trusting())
+            return contexts[-1]
+        request = self.pool(get_ssl_context=get_ssl_context, keep_alive_timeout=0)
+        plain, tls = self.serve(OK), self.serve(OK, tls=True)
+        await fetch(request, b'GET', plain.url)
+        self.assertEqual(contexts, [])
+        await fetch(request, b'GET', tls.url)
+        await fetch(request, b'GET', tls.url)
+        self.assertEqual(len(contexts), 1)
+
+    async def test_exception_of_get_ssl_context_is_a_tls_error(self):
+        def get_ssl_context():
+            raise ValueError('mine')
+        server = self.serve()
+        request = self.pool(get_ssl_context=get_ssl_context)
+        await self.fails(HttpTlsError, request(b'GET', server.url.replace('http', 'https')),
+                         'mine', ValueError)
+
+    async def test_cut_without_close_notify_is_an_error_of_a_body_until_close(self):
+        server = self.serve(closing(b'HTTP/1.1 200 OK\r\n\r\nabc'), tls=True)
+        _, _, body = await self.pool()(b'GET', server.url)
+        await self.fails(HttpConnectionClosedError, buffered(body))
+
+    async def test_close_notify_ends_a_body_until_close(self):
+        async def answer(peer):
+            await peer.send(b'HTTP/1.1 200 OK\r\n\r\nabc')
+            peer.close_tls()
+        server = self.serve(answer, tls=True)
+        self.assertEqual((await fetch(self.pool(), b'GET', server.url))[2], b'abc')
+
+    async def test_cut_in_other_bodies_and_heads_is_an_error(self):
+        for data in (b'', b'HTTP/1.1 200', OK[:-1], CHUNKED + b'1\r\n'):
+            server = self.serve(closing(data), tls=True)
+            await self.fails(HttpConnectionClosedError, fetch(self.pool(), b'GET', server.url))
+
+    async def test_close_notify_is_sent_when_we_close(self):
+        server = self.serve(tls=True)
+        request, close = self.pool_and_close()
+        task = self.spawn(fetch(request, b'GET', server.url))
+        peer = await server.accept()
+        await peer.request()
+        await peer.send(OK)
+        await task
+        await close()
+        self.assertEqual(await peer.ended(), b'')  # A cut would be an SSLEOFError
+
+    async def test_connections_are_reused_in_every_version(self):
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            server = self.serve(OK, tls=server_context('localhost', version=version))
+            request = self.pool()
+            for _ in range(3):
+                await fetch(request, b'GET', server.url)
+                await self.turns()
+            self.assertEqual(server.counts(), [3], version)
+
+    async def test_large_bodies_go_both_ways_with_a_tiny_buffer(self):
+        data = bytes(range(256)) * 1000
+        server = self.serve(response(data), tls=True)
+        _, _, body = await fetch(
+            self.pool(recv_bufsize=100), b'PUT', server.url, body=streamed(data),
+            headers=((b'content-length', b'%d' % len(data)),))
+        self.assertTrue(body == data and server.requests[0].endswith(data))
+        self.assertEqual((await fetch(self.pool(), b'GET', server.url))[2], data)
+
+    async def test_large_chunked_body_arrives_whole(self):
+        data = os.urandom(3000000)
+        server = self.serve(CHUNKED + chunked(data[:1000000], data[1000000:]), tls=True)
+        request = self.pool()
+        self.assertEqual((await fetch(request, b'GET', server.url))[2], data)
+        self.assertEqual((await fetch(request, b'GET', server.url))[2], data)
+        self.assertEqual(server.counts(), [2])
+
+    async def test_byte_decrypted_with_the_response_is_not_left_for_the_next(self):
+        server = self.serve(OK + OK.replace(b'ok', b'no'), OK, tls=True)
+        request = self.pool(recv_bufsize=len(OK))
+        self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+        self.assertFalse(await second_request(request, server))
+
+
+# ---- Exchange (RFC 9110 10.1.1, RFC 9112 9.3) ----
+
+
+def length(size):
+    return ((b'content-length', b'%d' % size),)
+
+
+CODING = ((b'transfer-encoding', b'chunked'),)
+
+
+class UploadTest(TestCase):
+
+    async def upload(self, *chunks, headers, **kwargs):
+        server = self.serve(OK)
+        result = await fetch(self.pool(**kwargs), b'PUT', server.url, headers=headers,
+                             body=chunks_of, body_args=chunks)
+        self.assertEqual(result[2], b'ok')
+        return server.requests[0].split(b'\r\n\r\n', 1)[1]
+
+    async def test_chunks_of_every_kind_are_sent(self):
+        self.assertEqual(await self.upload(
+            b'ab', b'', bytearray(b'cd'), memoryview(b'efgh')[::2], bytearray(), memoryview(b''),
+            memoryview(struct.pack('2H', 0x6161, 0x6161)).cast('H'),
+            headers=length(10)), b'abcdegaaaa')
+
+    async def test_chunk_that_is_changed_after_it_was_yielded_is_sent_as_it_was(self):
+        async def body():
+            chunk = bytearray(b'a' * 10)
+            for byte in b'abc':
+                chunk[:] = bytes((byte,)) * 10
+                yield chunk
+        server = self.serve(OK)
+        await fetch(self.pool(), b'PUT', server.url, headers=length(30), body=body)
+        self.assertTrue(server.requests[0].endswith(b'a' * 10 + b'b' * 10 + b'c' * 10))
+
+    async def test_large_chunks_are_sent_whole(self):
+        data = bytes(range(256)) * 4096
+        for chunks in ((data,), (bytearray(data),), (memoryview(data),), (data[:99], data[99:])):
+            self.assertTrue(await self.upload(*chunks, headers=length(len(data))) == data)
+
+    async def test_body_gets_its_arguments(self):
+        async def body(*args, **kwargs):
+            yield repr((args, kwargs)).encode()
+        for kwargs in ({'b': 2}, (('b', 2),)):
+            server = self.serve(OK)
+            await fetch(self.pool(), b'PUT', server.url, headers=length(16), body=body,
+                        body_args=iter((1,)), body_kwargs=kwargs)
+            self.assertTrue(server.requests[0].endswith(b"((1,), {'b': 2})"))
+
+    async def test_body_may_be_any_asynchronous_iterable(self):
+        class Body:
+            def __init__(self):
+                self.chunks = [b'a', b'b']
+
+            def __aiter__(self):
+                return self
+
+            async def __anext__(self):
+                if not self.chunks:
+                    raise StopAsyncIteration
+                return self.chunks.pop(0)
+        server = self.serve(OK)
+        await fetch(self.pool(), b'PUT', server.url, headers=length(2), body=Body)
+        self.assertTrue(server.requests[0].endswith(b'\r\n\r\nab'))
+
+    async def test_chunked_coding_of_the_caller_is_passed_through(self):
+        for data in (b'0\r\n\r\n', b'3\r\nabc\r\n0\r\n\r\n', b'3;x=y\r\nabc\r\n0\r\na: b\r\n\r\n'):
+            server = self.serve(script=functools.partial(self.expects, data))
+            code, _, _ = await fetch(
+                self.pool(), b'PUT', server.url, headers=CODING, body=chunks_of,
+                body_args=[data[i:i + 1] for i in range(len(data))])
+            self.assertEqual(code, b'200')
+
+    async def expects(self, data, peer):
+        await peer.read_until(b'\r\n\r\n')
+        await peer.expect(data)
+        await peer.send(OK)
+
+    async def test_head_and_first_chunk_leave_in_one_packet(self):
+        async def script(peer):
+            await peer.receive()
+            sizes.append(len(peer.received))
+            await peer.send(OK)
+        sizes = []
+        server = self.serve(script=script)
+        await fetch(self.pool(), b'PUT', server.url, headers=length(100),
+                    body=streamed(bytes(100)))
+        self.assertGreater(sizes[0], 100)
+
+    async def test_slow_body_does_not_hold_the_head_back(self):
+        async def body():
+            await (await server.accept()).read_until(b'\r\n\r\n')
+            yield b'abc'
+        server = self.serve()
+        task = self.spawn(fetch(self.pool(), b'PUT', server.url, headers=length(3), body=body))
+        while not server.peers or not server.peers[0].received:
+            await self.turns()
+        await server.peers[0].expect(b'abc')
+        await server.peers[0].send(OK)
+        self.assertEqual((await task)[2], b'ok')
+
+    async def bad_body(self, kind, chunks, headers, words, wire=b''):
+        """A body that is refused; no more than `wire` of it leaves."""
+        closed = []
+
+        async def body():
+            try:
+                for chunk in chunks:
+                    yield chunk
+            finally:
+                closed.append(True)
+        server = self.serve()
+        with self.assertRaises(kind) as raised:
+            await fetch(self.pool(), b'PUT', server.url, headers=headers, body=body)
+        self.assertIn(words, str(raised.exception))
+        self.assertIsNotNone(raised.exception.__cause__)
+        self.assertEqual(closed, [True])
+        received = await (await server.accept()).ended()
+        self.assertTrue(wire.startswith(received.partition(b'\r\n\r\n')[2]), received)
+
+    async def test_bytes_without_framing_are_refused_before_they_leave(self):
+        await self.bad_body(HttpInvalidRequest, [b'GET / HTTP/1.1'], (), 'content-length')
+
+    async def test_more_bytes_than_content_length_says_are_refused_before_they_leave(self):
+        for chunks in ([b'abcd'], [b'abc', b'd'], [b'abc', b'', b'd']):
+            await self.bad_body(HttpInvalidRequest, chunks, length(3), 'content-length', b'abc')
+
+    async def test_fewer_bytes_than_content_length_says_are_an_error(self):
+        await self.bad_body(HttpError, [b'ab'], length(3), '2 of', b'ab')
+        await self.bad_body(HttpError, [], length(3), '0 of')
+
+    async def test_malformed_chunks_are_refused_before_they_leave(self):
+        for data in (b'abc', b'3\r\nabcd\r\n', b'0\r\n\r\nx', b'0\r\n\r\n0\r\n\r\n', b'3\nabc\r\n',
+                     b'0\r\na b: c\r\n\r\n', b'+1\r\na\r\n', b'GET / HTTP/1.1\r\n\r\n'):
+            await self.bad_body(HttpError, [data], CODING, '')
+
+    async def test_chunks_that_stop_before_the_last_are_an_error(self):
+        for chunks in ([], [b'3\r\nabc\r\n'], [b'3\r\nab'], [b'0\r\n']):
+            await self.bad_body(HttpError, chunks, CODING, 'last chunk', b'3\r\nabc\r\n')
+
+    async def test_bytes_after_the_last_chunk_are_refused(self):
+        chunks = [b'1\r\na\r\n0\r\n\r\n', b'GET / HTTP/1.1\r\n\r\n']
+        await self.bad_body(HttpError, chunks, CODING, 'last chunk', chunks[0])
+
+    async def test_chunks_that_are_not_bytes_are_refused(self):
+        for chunk in ('abc', 3, None, [1]):
+            await self.bad_body(HttpInvalidRequest, [chunk], length(3), '')
+
+    async def test_body_that_returns_no_asynchronous_iterable_is_refused(self):
+        for body in (lambda: b'abc', lambda: None, lambda: iter((b'abc',))):
+            server = self.serve(OK)
+            exception = await self.fails(HttpInvalidRequest, fetch(
+                self.pool(), b'PUT', server.url, headers=length(3), body=body))
+            self.assertIsInstance(exception.__cause__, TypeError)
+
+    async def test_exception_of_the_body_before_anything_was_sent_is_a_connection_error(self):
+        async def body():
+            raise KeyError('mine')
+            yield b''
+        server = self.serve()
+        exception = await self.fails(HttpConnectionError, fetch(
+            self.pool(), b'PUT', server.url, headers=length(3), body=body), 'mine')
+        self.assertIsInstance(exception.__cause__, KeyError)
+        self.assertEqual(await (await server.accept()).ended(), b'')
+
+    async def test_exception_of_the_body_after_something_was_sent_is_a_data_error(self):
+        async def body():
+            yield b'abc'
+            await asyncio.sleep(0)
+            raise KeyError('mine')
+        server = self.serve()
+        exception = await self.fails(HttpDataError, fetch(
+            self.pool(), b'PUT', server.url, headers=length(5), body=body), 'mine')
+        self.assertIsInstance(exception.__cause__, KeyError)
+        self.assertTrue((await (await server.accept()).ended()).endswith(b'\r\n\r\nabc'))
+
+    async def test_other_exceptions_of_the_body_pass_through(self):
+        class Stop(BaseException):
+            pass
+
+        async def body():
+            yield b'abc'
+            raise Stop
+        server = self.serve()
+        with self.assertRaises(Stop):
+            await fetch(self.pool(), b'PUT', server.url, headers=length(5), body=body)
+        await (await server.accept()).ended()
+
+
+class EarlyResponseTest(TestCase):
+
+    SIZE = 30000000
+    RESPONSE = b'HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig'
+
+    async def early(self, script, tls=None):
+        """What a request gets whose body is answered by script after its head."""
+        ended = []
+
+        async def body():
+            try:
+                for _ in range(self.SIZE // 30000):
+                    yield bytes(30000)
+            finally:
+                ended.append(True)
+
+        async def run(peer):
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(self.RESPONSE)
+            await script(peer)
+            await answered
+            with contextlib.suppress(ssl.SSLError):  # Cut in the middle of a record
+                await peer.ended()
+            drained.set_result(len(peer.received))
+
+        answered, drained = self.loop.create_future(), self.loop.create_future()
+        server = self.serve(script=run, tls=tls)
+        request = self.pool(keep_alive_timeout=0)
+        result = await fetch(request, b'PUT', server.url, headers=length(self.SIZE), body=body)
+        self.assertEqual((result[0], result[2]), (b'413', b'big'))
+        self.assertEqual(ended, [True])
+        answered.set_result(None)
+        self.assertLess(await drained, self.SIZE)
+
+    async def holds(self, peer):
+        pass
+
+    async def test_response_is_returned_if_the_server_stops_reading(self):
+        await self.early(self.holds)
+
+    async def test_response_is_returned_over_tls(self):
+        await self.early(self.holds, tls=True)
+
+    async def test_response_is_returned_if_the_server_reads_on(self):
+        async def script(peer):
+            await peer.ended()
+        await self.early(script)
+
+    async def test_response_is_returned_if_the_server_closes_its_reading_side(self):
+        async def script(peer):
+            peer.sock.shutdown(socket.SHUT_RD)
+        await self.early(script)
+
+    async def ends(self, end):
+        async def script(peer):
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(self.RESPONSE)
+            end(peer)
+        server = self.serve(script=script)
+        result = await fetch(self.pool(), b'PUT', server.url, headers=length(self.SIZE),
+                             body=streamed(bytes(self.SIZE)))
+        self.assertEqual((result[0], result[2]), (b'413', b'big'))
+
+    async def test_response_is_returned_if_the_server_closes(self):
+        await self.ends(Peer.close)
+
+    async def test_response_is_returned_if_the_server_resets(self):
+        await self.ends(Peer.reset)
+
+    async def test_response_is_returned_while_the_body_waits(self):
+        async def body():
+            try:
+                yield b'a'
+                await waiting
+                yield b'b' * 9
+            finally:
+                ended.append(True)
+        ended, waiting = [], self.loop.create_future()
+        server = self.serve()
+        task = self.spawn(fetch(self.pool(), b'PUT', server.url, headers=length(10), body=body))
+        peer = await server.accept()
+        await peer.read_until(b'\r\n\r\na')
+        await peer.send(self.RESPONSE)
+        await self.turns(10)
+        waiting.set_result(None)
+        self.assertEqual((await task)[0], b'413')
+        self.assertEqual(ended, [True])
+
+    async def test_connection_is_not_reused_after_an_early_response(self):
+        async def body():
+            yield b'a'
+            await sent
+            await self.turns(5)
+            yield b'b'
+
+        async def script(peer):
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(OK)
+            if peer is server.peers[0]:
+                sent.set_result(None)
+            await peer.ended()
+        server = self.serve(script=script)
+        sent, request = self.loop.create_future(), self.pool()
+        result = await fetch(request, b'PUT', server.url, headers=length(9), body=body)
+        self.assertEqual(result[2], b'ok')
+        self.assertFalse(await second_request(request, server))
+
+    async def test_reset_without_a_response_is_a_closed_error(self):
+        async def script(peer):
+            await peer.read_until(b'\r\n\r\n')
+            peer.reset()
+        server = self.serve(script=script)
+        await self.fails(HttpConnectionClosedError, fetch(
+            self.pool(), b'PUT', server.url, headers=length(self.SIZE),
+            body=streamed(bytes(self.SIZE))))
+
+
+class ExpectContinueTest(TestCase):
+
+    HEADERS = (*length(3), (b'Expect', b'100-Continue'))
+
+    async def expecting(self, answer, then=b''):
+        """The result, and the bytes of the body that the server had got."""
+        server = self.serve()
+        task = self.spawn(fetch(self.pool(), b'PUT', server.url, headers=self.HEADERS,
+                                body=streamed(b'abc')))
+        peer = await server.accept()
+        await peer.read_until(b'\r\n\r\n')
+        await self.turns(5)
+        self.assertEqual(peer.unread, b'')
+        await peer.send(answer)
+        if then:
+            await peer.expect(b'abc')
+            await peer.send(then)
+        result = await task
+        return result[0], (b'' if then else await peer.ended())
+
+    async def test_body_is_sent_after_a_100(self):
+        self.assertEqual(await self.expecting(b'HTTP/1.1 100 Continue\r\n\r\n', OK), (b'200', b''))
+
+    async def test_body_waits_through_other_interim_responses(self):
+        self.assertEqual(await self.expecting(
+            b'HTTP/1.1 103 Hints\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n', OK), (b'200', b''))
+
+    async def test_body_is_not_sent_after_a_417(self):
+        self.assertEqual(await self.expecting(
+            b'HTTP/1.1 417 No\r\ncontent-length: 0\r\n\r\n'), (b'417', b''))
+
+    async def test_body_is_not_sent_after_a_200(self):
+        self.assertEqual(await self.expecting(OK), (b'200', b''))
+
+    async def test_body_is_sent_after_a_second_of_silence(self):
+        start = time.monotonic()
+        self.assertEqual((await self.expecting(b'', OK))[0], b'200')
+        self.assertTrue(0.9 < time.monotonic() - start < 2)
+
+    async def test_expect_without_a_body_waits_for_nothing(self):
+        server = self.serve()
+        task = self.spawn(fetch(self.pool(), b'GET', server.url, headers=self.HEADERS[1:]))
+        peer = await server.accept()
+        await peer.read_until(b'\r\n\r\n')
+        await peer.send(OK)
+        self.assertEqual((await task)[0], b'200')
+
+    async def test_close_instead_of_a_100_is_a_closed_error(self):
+        server = self.serve()
+        task = self.spawn(fetch(self.pool(), b'PUT', server.url, headers=self.HEADERS,
+                                body=streamed(b'abc')))
+        peer = await server.accept()
+        await peer.read_until(b'\r\n\r\n')
+        peer.close()
+        await self.fails(HttpConnectionClosedError, task)
+
+
+class CancellationTest(TestCase):
+
+    def setUp(self):
+        self.finals = []
+
+    async def body(self, size, chunks=20):
+        self.finals.append('begun')
+        try:
+            for _ in range(chunks):
+                await asyncio.sleep(0)
+                yield bytes(size // chunks)
+        finally:
+            self.finals.append('ended')
+
+    async def at_every_await(self, make_server, names=Names, method=b'GET', **arguments):
+        """Cancel at each suspension, before and after what is waited for has come."""
+        suspensions = 0
+        for late in (False, True):
+            number, finished = 0, False
+            while not finished:
+                finished = await self.cancelled_at(number, late, make_server(), names, method,
+                                                   arguments)
+                number += 1
+            suspensions += number
+        self.assertGreater(suspensions, 4)
+
+    async def cancelled_at(self, number, late, server, names, method, arguments):
+        task, mine = asyncio.current_task(), asyncio.CancelledError()
+        request, close = self.pool_and_close(get_dns_resolver=names() if names else
+                                             DEFAULT_RESOLVER)
+
+        def interrupt():
+            if late:
+                return mine
+            task.cancel()
+            return None
+        self.finals.clear()
+        try:
+            await interrupted(
+                fetch(request, method, server.url, **arguments), number, interrupt)
+            finished = True
+        except asyncio.CancelledError as exception:
+            finished = False
+            if late:
+                self.assertIs(exception, mine)
+            elif hasattr(task, 'uncancel'):
+                self.assertEqual(task.uncancel(), 0)
+        self.assertEqual(self.finals[1::2], ['ended'] * len(self.finals[::2]))
+        if not finished:
+            for peer in server.peers:
+                while not server.accepted.empty():
+                    server.accepted.get_nowait()
+                await self.gone(peer)
+        self.assertEqual((await fetch(request, b'GET', server.url))[2][-2:], b'ok')
+        await close()
+        server.close()
+        return finished
+
+    async def gone(self, peer):
+        """Wait until the client's end of a connection is closed."""
+        while peer.is_open():
+            await asyncio.sleep(0)
+
+    async def test_plain_get_is_cancelled_cleanly_at_every_await(self):
+        await self.at_every_await(lambda: self.serve(OK))
+
+    async def test_get_through_dns_is_cancelled_cleanly_at_every_await(self):
+        NameServer(self).add('a.test', 'A', '127.0.0.1')
+        await self.at_every_await(lambda: self.serve(OK, host='a.test'), names=None)
+
+    async def test_tls_get_is_cancelled_cleanly_at_every_await(self):
+        context = server_context()
+        await self.at_every_await(lambda: self.serve(OK, tls=context))
+
+    async def test_upload_is_cancelled_cleanly_at_every_await(self):
+        await self.at_every_await(
+            lambda: self.serve(OK), method=b'PUT', headers=length(1000000), body=self.body,
+            body_args=(1000000,))
+
+    async def test_upload_larger_than_buffers_is_cancelled_cleanly_at_every_await(self):
+        await self.at_every_await(
+            lambda: self.serve(OK), method=b'PUT', headers=length(8000000), body=self.body,
+            body_args=(8000000, 2))
+
+    async def test_100_continue_is_cancelled_cleanly_at_every_await(self):
+        await self.at_every_await(
+            lambda: self.serve(OK), method=b'PUT', body=self.body, body_args=(20,),
+            headers=(*length(20), (b'expect', b'100-continue')))
+
+    async def test_chunked_download_is_cancelled_cleanly_at_every_await(self):
+        async def answer(peer):
+            await peer.send(CHUNKED)
+            for _ in range(3):
+                await self.turns()
+                await peer.send(b'1\r\na\r\n')
+            await self.turns()
+            await peer.send(b'2\r\nok\r\n0\r\n\r\n')
+        await self.at_every_await(lambda: self.serve(answer))
+
+    async def test_download_until_close_is_cancelled_cleanly_at_every_await(self):
+        async def answer(peer):
+            await peer.send(b'HTTP/1.1 200 OK\r\n\r\na')
+            await self.turns()
+            await peer.send(b'ok')
+            peer.close()
+        await self.at_every_await(lambda: self.serve(answer))
+
+    async def test_connecting_is_cancelled_cleanly(self):
+        with silent_address() as port:
+            task = self.spawn(self.pool()(b'GET', 'http://localhost:%d/' % port))
+            await self.turns(5)
+            task.cancel()
+            with self.assertRaises(asyncio.CancelledError):
+                await task
+            self.assertEqual([kind for kind, _ in self.loop.watched if kind == 'writer'], [])
+
+
+# ---- Response body ----
+
+
+class ResponseBodyTest(TestCase):
+
+    HALF = b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nabc'
+
+    async def half(self, **kwargs):
+        server = self.serve(**kwargs)
+        task = self.spawn(self.pool()(b'GET', server.url))
+        peer = await server.accept()
+        await peer.request()
+        await peer.send(self.HALF)
+        _, _, body = await task
+        self._tasks.remove(task)  # It holds the body
+        return peer, body
+
+    async def test_chunks_are_given_as_they_arrive(self):
+        peer, body = await self.half()
+        self.assertEqual(await body.__anext__(), b'abc')
+        await peer.send(b'd')
+        self.assertEqual(await body.__anext__(), b'd')
+        await peer.send(b'e')
+        self.assertEqual(await body.__anext__(), b'e')
+        with self.assertRaises(StopAsyncIteration):
+            await body.__anext__()
+
+    async def test_chunks_are_bytes_and_never_empty(self):
+        server = self.serve(CHUNKED + b'1\r\na\r\n' * 1000 + b'0\r\n\r\n')
+        _, _, body = await self.pool(recv_bufsize=1)(b'GET', server.url)
+        self.assertEqual({(type(chunk), len(chunk)) async for chunk in body}, {(bytes, 1)})
+
+    async def test_chunks_that_arrive_together_are_joined(self):
+        server = self.serve(CHUNKED + b'1\r\na\r\n' * 1000 + b'0\r\n\r\n')
+        _, _, body = await self.pool()(b'GET', server.url)
+        self.assertLess(len([chunk async for chunk in body]), 5)
+
+    async def test_ended_body_ends_again(self):
+        server = self.serve(OK)
+        _, _, body = await self.pool()(b'GET', server.url)
+        self.assertEqual([await buffered(body) for _ in range(3)], [b'ok', b'', b''])
+
+    async def test_failed_body_raises_again_and_again(self):
+        for data in (self.HALF, CHUNKED + b'1\r\nax', CHUNKED + b'1\r\na\r\n'):
+            server = self.serve(closing(data))
+            _, _, body = await self.pool(recv_bufsize=1)(b'GET', server.url)
+            kinds, messages = set(), set()
+            for _ in range(3):
+                with self.assertRaises(HttpDataError) as raised:
+                    await buffered(body)
+                kinds.add(type(raised.exception))
+                messages.add(str(raised.exception))
+            self.assertEqual((len(kinds), len(messages)), (1, 1))
+            self.assertNotEqual(kinds, {HttpDataError})
+
+    async def test_reset_within_the_body_is_a_closed_error(self):
+        peer, body = await self.half()
+        await body.__anext__()
+        peer.reset()
+        await self.fails(HttpConnectionClosedError, body.__anext__())
+
+    async def test_cancelled_body_raises_when_asked_again(self):
+        peer, body = await self.half()
+        task = self.spawn(buffered(body))
+        await self.turns()
+        task.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await task
+        await peer.ended()
+        await self.fails(HttpDataError, buffered(body))
+
+    async def test_second_consumer_is_told_and_the_first_unharmed(self):
+        peer, body = await self.half()
+        await body.__anext__()
+        first = self.spawn(buffered(body))
+        await self.turns()
+        with self.assertRaisesRegex(RuntimeError, 'already'):
+            await body.__anext__()
+        with self.assertRaisesRegex(RuntimeError, 'already'):
+            await body.aclose()
+        await peer.send(b'de')
+        self.assertEqual(await first, b'de')
+
+    async def test_aclose_closes_the_connection(self):
+        for kwargs in ({}, {'tls': True}):
+            peer, body = await self.half(**kwargs)
+            await body.aclose()
+            self.assertEqual(await peer.ended(), b'')
+            await body.aclose()
+
+    async def test_closed_body_gives_nothing_more(self):
+        _, body = await self.half()
+        await body.aclose()
+        with contextlib.suppress(HttpDataError, StopAsyncIteration):
+            self.fail('it gave %r' % await body.__anext__())
+
+    async def test_aclose_of_a_whole_body_lets_the_connection_live(self):
+        server = self.serve(OK)
+        request = self.pool()
+        _, _, body = await request(b'GET', server.url)
+        await body.aclose()
+        self.assertTrue(await second_request(request, server))
+
+    async def test_dropped_body_closes_its_connection(self):
+        for kwargs in ({}, {'tls': True}):
+            for read in (False, True):
+                peer, body = await self.half(**kwargs)
+                if read:
+                    await body.__anext__()
+                del body
+                self.assertEqual(await peer.ended(), b'')
+
+    async def test_body_in_a_reference_cycle_closes_its_connection(self):
+        peer, body = await self.half()
+        cycle = [body]
+        cycle.append(cycle)
+        del body, cycle
+        gc.collect()
+        self.assertEqual(await peer.ended(), b'')
+
+    async def test_body_dropped_on_another_thread_closes_its_connection(self):
+        for kwargs in ({}, {'tls': True}):
+            peer, body = await self.half(**kwargs)
+            bodies = [body]
+            del body
+            thread = threading.Thread(target=bodies.clear)
+            thread.start()
+            thread.join()
+            self.assertEqual(await peer.ended(), b'')
+
+    def test_body_dropped_after_the_loop_was_closed_closes_its_socket(self):
+        async def main():
+            listener.setblocking(False)
+            request, _ = Pool()
+            task = loop.create_task(request(b'GET', 'http://127.0.0.1:%d/' % port))
+            await asyncio.sleep(0)
+            socks.append(listener.accept()[0])
+            socks[0].sendall(self.HALF)
+            return (await task)[2]
+        socks, loop = [], Loop()
+        with socket.socket() as listener:
+            listener.bind(('127.0.0.1', 0))
+            listener.listen(1)
+            port = listener.getsockname()[1]
+            bodies = [loop.run_until_complete(main())]
+            loop.close()
+            thread = threading.Thread(target=bodies.clear)
+            thread.start()
+            thread.join()
+            with socks[0] as sock:
+                sock.settimeout(5)
+                while sock.recv(1000):
+                    pass
+
+    async def test_no_more_than_a_buffer_is_read_ahead(self):
+        async def answer(peer):
+            await peer.send(response(bytes(50000000)))
+        server = self.serve(answer)
+        _, _, body = await self.pool(recv_bufsize=1000)(b'GET', server.url)
+        for _ in range(20):
+            self.assertLessEqual(len(await body.__anext__()), 1000)
+        await self.turns(50)
+        size = 0
+        while size < 100000:
+            chunk = await body.__anext__()
+            self.assertLessEqual(len(chunk), 1000)
+            size += len(chunk)
+        await body.aclose()
+
+    async def test_unread_body_holds_the_server_back(self):
+        sent = []
+
+        async def answer(peer):
+            for _ in range(1000):
+                await peer.send(bytes(100000))
+                sent.append(100000)
+        server = self.serve(script=functools.partial(self.after_head, answer))
+        _, _, body = await self.pool()(b'GET', server.url)
+        before = -1
+        while before != len(sent):
+            before = len(sent)
+            await asyncio.sleep(0.05)
+        self.assertLess(sum(sent), 50000000)
+        await body.aclose()
+
+    async def after_head(self, answer, peer):
+        await peer.request()
+        await peer.send(b'HTTP/1.1 200 OK\r\n\r\n')
+        await answer(peer)
+
+    async def test_unread_body_does_not_keep_the_loop_busy(self):
+        for tls in (None, True):
+            server = self.serve(response(bytes(50000000)), tls=tls)
+            _, _, body = await self.pool()(b'GET', server.url)
+            await asyncio.sleep(0.2)
+            start = time.process_time()
+            await asyncio.sleep(0.3)
+            self.assertLess(time.process_time() - start, 0.1)
+            await body.aclose()
+
+    async def test_large_bodies_arrive_whole(self):
+        data = os.urandom(5000000)
+        chunks = chunked(*(data[i:i + 70000] for i in range(0, len(data), 70000)))
+        for answer in (response(data), CHUNKED + chunks,
+                       closing(b'HTTP/1.1 200 OK\r\n\r\n' + data)):
+            server = self.serve(answer)
+            self.assertTrue((await fetch(self.pool(), b'GET', server.url))[2] == data)
+
+    async def test_other_tasks_get_their_turn_during_a_transfer(self):
+        """The peer is a thread, which is faster than the loop."""
+        size = 30000000
+        with socket.socket() as listener:
+            listener.bind(('127.0.0.1', 0))
+            listener.listen(1)
+            url = 'http://127.0.0.1:%d/' % listener.getsockname()[1]
+            thread = threading.Thread(target=self.echo, args=(listener, size))
+            thread.start()
+            ticks = self.spawn(self.tick())
+            _, _, body = await self.pool()(
+                b'PUT', url, headers=length(size), body=streamed(bytes(size)))
+            self.assertEqual(len(await buffered(body)), size)
+            ticks.cancel()
+            thread.join()
+        self.assertGreaterEqual(self.ticks, 2 * size // 1048576)
+
+    async def test_other_tasks_get_their_turn_while_much_has_arrived_already(self):
+        async def answer(peer):
+            await peer.send(response(bytes(100000)))
+            sent.set_result(None)
+        sent, server = self.loop.create_future(), self.serve(answer)
+        _, _, body = await self.pool(recv_bufsize=50)(b'GET', server.url)
+        await sent
+        self.spawn(self.tick())
+        await self.turns()
+        self.ticks = 0
+        await buffered(body)
+        self.assertGreater(self.ticks, 5)
+
+    def echo(self, listener, size):
+        with listener.accept()[0] as sock:
+            received = 0
+            while received < size:
+                received += len(sock.recv(1000000))
+            sock.sendall(response(bytes(size)))
+
+    async def tick(self):
+        self.ticks = 0
+        while True:
+            await asyncio.sleep(0)
+            self.ticks += 1
+
+
+# ---- Pool ----
+
+
+class PoolTest(TestCase):
+
+    async def test_connections_are_reused(self):
+        server = self.serve(OK, response(), CHUNKED + chunked(b'a'), OK)
+        request = self.pool()
+        for _ in range(5):
+            await fetch(request, b'GET', server.url)
+        self.assertEqual(server.counts(), [5])
+
+    async def test_connection_is_back_with_the_last_byte(self):
+        server = self.serve(OK)
+        request = self.pool()
+        bodies = [(await request(b'GET', server.url))[2] for _ in range(3)]
+        self.assertEqual(server.counts(), [3])
+        self.assertEqual([await buffered(body) for body in bodies], [b'ok'] * 3)
+
+    async def test_half_read_response_keeps_its_connection(self):
+        server = self.serve(response(bytes(3000000)), OK)
+        request = self.pool()
+        _, _, body = await request(b'GET', server.url)
+        await body.__anext__()
+        await fetch(request, b'GET', server.url)
+        self.assertEqual(server.counts(), [1, 1])
+        await buffered(body)
+
+    async def test_most_recently_used_connection_is_first(self):
+        server = self.serve()
+        request = self.pool()
+        tasks = [self.spawn(fetch(request, b'GET', server.url)) for _ in range(3)]
+        peers = [await server.accept() for _ in tasks]
+        for peer in peers:
+            await peer.request()
+        for i in (1, 0, 2):
+            await peers[i].send(response(b'%d' % i))
+            while sum(task.done() for task in tasks) < (1, 0, 2).index(i) + 1:
+                await self.turns()
+        for i in (2, 2):
+            task = self.spawn(fetch(request, b'GET', server.url))
+            await peers[i].request()
+            await peers[i].send(OK)
+            await task
+
+    async def test_idle_connection_is_closed_after_keep_alive_timeout(self):
+        server = self.serve(OK)
+        await fetch(self.pool(keep_alive_timeout=0.1), b'GET', server.url)
+        start = time.monotonic()
+        await CancellationTest.gone(self, server.peers[0])
+        self.assertTrue(0.05 < time.monotonic() - start < 1)
+
+    async def test_keep_alive_timeout_of_0_means_no_reuse(self):
+        server = self.serve(OK)
+        request = self.pool(keep_alive_timeout=0)
+        await fetch(request, b'GET', server.url)
+        self.assertFalse(await second_request(request, server))
+
+    async def test_keep_alive_timeout_of_the_server_shortens_the_idle_time(self):
+        server = self.serve(response(b'ok', b'keep-alive: timeout=2'))
+        await fetch(self.pool(), b'GET', server.url)
+        start = time.monotonic()
+        await CancellationTest.gone(self, server.peers[0])
+        self.assertTrue(0.9 < time.monotonic() - start < 2)
+
+    async def test_connection_closed_while_idle_is_noticed(self):
+        for end in (Peer.close, Peer.reset):
+            server = self.serve(OK)
+            request = self.pool()
+            watched = len(self.loop.watched)
+            await fetch(request, b'GET', server.url)
+            end(server.peers[0])
+            while len(self.loop.watched) > watched:
+                await self.turns()
+            self.assertFalse(await second_request(request, server))
+
+    async def stray(self, data, blocked, tls=None):
+        server = self.serve(OK, tls=tls)
+        request = self.pool()
+        await fetch(request, b'GET', server.url)
+        await self.turns()
+        server.peers[0].sock.send(data)
+        if not blocked:
+            await self.turns(10)
+        self.assertFalse(await second_request(request, server))
+
+    async def test_stray_bytes_while_idle_never_answer_the_next_request(self):
+        data = b'HTTP/1.1 408 Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n'
+        for tls in (None, True):
+            await self.stray(data, False, tls)
+            await self.stray(b'x', False, tls)
+
+    async def test_stray_bytes_are_seen_though_the_loop_was_blocked(self):
+        data = b'HTTP/1.1 408 Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n'
+        for tls in (None, True):
+            await self.stray(data, True, tls)
+
+    async def test_close_is_seen_though_the_loop_was_blocked(self):
+        for end in (Peer.close, Peer.close_tls, Peer.reset):
+            server = self.serve(OK, tls=end is Peer.close_tls or None)
+            request = self.pool()
+            await fetch(request, b'GET', server.url)
+            end(server.peers[0])
+            self.assertFalse(await second_request(request, server))
+
+    async def test_expiry_is_seen_though_the_loop_was_blocked(self):
+        server = self.serve(OK)
+        request = self.pool(keep_alive_timeout=0.05)
+        await fetch(request, b'GET', server.url)
+        time.sleep(0.1)
+        self.assertFalse(await second_request(request, server))
+
+    async def test_request_is_never_sent_twice(self):
+        async def answer(peer):
+            peer.reset()
+        server = self.serve(OK, answer, OK)
+        request = self.pool()
+        await fetch(request, b'GET', server.url)
+        await self.fails(HttpConnectionClosedError, request(b'GET', server.url))
+        self.assertEqual(server.counts(), [2])
+
+    async def test_connections_are_of_one_host_port_and_tls(self):
+        names = Names().add('a.test', 'A', '127.0.0.1')
+        server, tls = self.serve(OK), self.serve(OK, tls=True)
+        request = self.pool(get_dns_resolver=names)
+        for _ in range(2):
+            for url in (server.url, tls.url, server.url.replace('localhost', 'a.test'),
+                        server.url.replace('localhost', '127.0.0.1')):
+                await fetch(request, b'GET', url)
+        self.assertEqual((server.counts(), tls.counts()), ([2, 2, 2], [2]))
+
+    async def test_connection_to_an_old_address_is_not_reused(self):
+        names = Names(ttl=0).add('a.test', 'A', '127.0.0.1')
+        server = self.serve(OK, host='a.test', port=free_port())
+        other = self.serve(response(b'other'), address='127.0.0.2', port=server.port)
+        request = self.pool(get_dns_resolver=names)
+        await fetch(request, b'GET', server.url)
+        names.add('a.test', 'A', '127.0.0.2')
+        self.assertEqual((await fetch(request, b'GET', server.url))[2], b'other')
+        self.assertTrue(server.peers[0].is_open())
+        names.add('a.test', 'A', '127.0.0.1')
+        await fetch(request, b'GET', server.url)
+        self.assertEqual((server.counts(), other.counts()), ([2], [1]))
+
+    async def test_connection_to_any_current_address_is_reused(self):
+        names = Names(ttl=0).add('a.test', 'A', '127.0.0.2')
+        server = self.serve(OK, host='a.test', address='127.0.0.2', port=free_port())
+        self.serve(OK, address='127.0.0.1', port=server.port)
+        request = self.pool(get_dns_resolver=names)
+        await fetch(request, b'GET', server.url)
+        names.add('a.test', 'A', '127.0.0.1', '127.0.0.2')
+        await fetch(request, b'GET', server.url)
+        self.assertEqual(server.counts(), [2])
+
+    async def test_many_requests_at_once_are_all_answered_right(self):
+        async def answer(peer):
+            await peer.send(response(peer.requests[-1].split()[1]))
+        server = self.serve(answer)
+        request = self.pool()
+        for _ in range(2):
+            tasks = [self.spawn(fetch(request, b'GET', '%s/%d' % (server.url, i)))
+                     for i in range(50)]
+            for i, task in enumerate(tasks):
+                self.assertEqual((await task)[2], b'/%d' % i)
+        self.assertLessEqual(len(server.peers), 50)
+
+
+class CloseTest(TestCase):
+
+    async def test_close_closes_idle_connections_and_timers(self):
+        server, tls = self.serve(OK), self.serve(OK, tls=True)
+        request, close = self.pool_and_close()
+        await fetch(request, b'GET', server.url)
+        await fetch(request, b'GET', tls.url)
+        await close()
+        self.assertEqual(self.loop.active_timers(), [])
+        await CancellationTest.gone(self, server.peers[0])
+        await CancellationTest.gone(self, tls.peers[0])
+
+    async def test_close_clears_the_dns_cache(self):
+        NameServer(self).add('a.test', 'A', '127.0.0.1')
+        server = self.serve(OK, host='a.test')
+        request, close = self.pool_and_close(get_dns_resolver=DEFAULT_RESOLVER)
+        await fetch(request, b'GET', server.url)
+        await close()
+        self.assertEqual(self.loop.active_timers(), [])
+
+    async def test_close_twice_is_fine(self):
+        names = Names()
+        _, close = self.pool_and_close(get_dns_resolver=names)
+        await close()
+        await close()
+        self.assertGreaterEqual(names.clears, 1)
+
+    async def test_later_request_raises_connection_error(self):
+        server = self.serve(OK)
+        request, close = self.pool_and_close()
+        await close()
+        await self.fails(HttpConnectionError, request(b'GET', server.url), 'closed')
+        self.assertEqual(server.peers, [])
+
+    async def test_response_in_flight_goes_on_and_is_then_closed(self):
+        server = self.serve()
+        request, close = self.pool_and_close()
+        task = self.spawn(fetch(request, b'GET', server.url))
+        peer = await server.accept()
+        await peer.request()
+        await close()
+        await peer.send(OK)
+        self.assertEqual((await task)[2], b'ok')
+        self.assertEqual(await peer.ended(), b'')
+
+    async def test_body_in_flight_goes_on_and_is_then_closed(self):
+        server = self.serve(response(bytes(3000000)))
+        request, close = self.pool_and_close()
+        _, _, body = await request(b'GET', server.url)
+        await close()
+        self.assertEqual(len(await buffered(body)), 3000000)
+        await CancellationTest.gone(self, server.peers[0])
+
+    async def test_request_that_resolves_meanwhile_leaves_no_timer(self):
+        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        server = self.serve(OK, host='a.test')
+        request, close = self.pool_and_close(get_dns_resolver=DEFAULT_RESOLVER)
+        task = self.spawn(fetch(request, b'GET', server.url))
+        await self.turns(2)
+        await close()
+        with contextlib.suppress(HttpConnectionError):
+            await task
+        self.assertEqual(self.loop.active_timers(), [])
+        self.assertLessEqual(len(names.queries), 1)
+
+
+class PoolArgumentsTest(TestCase):
+
+    async def test_http_version_is_checked(self):
+        for version in (b'HTTP/2', b'HTTP/1.1\r\n', b'http/1.1', b'', 'HTTP/1.1', None):
+            with self.assertRaises(ValueError):
+                Pool(http_version=version)
+
+    def test_pool_without_a_running_loop_says_so(self):
+        with self.assertRaises(RuntimeError):
+            Pool()
+
+    def test_loop_without_add_reader_is_refused(self):
+        class Proactor(asyncio.SelectorEventLoop):
+            add_reader = asyncio.AbstractEventLoop.add_reader
+
+        async def main():
+            with self.assertRaisesRegex(NotImplementedError, 'add_reader'):
+                Pool()
+        loop = Proactor()
+        try:
+            loop.run_until_complete(main())
+        finally:
+            loop.close()
+
+    async def test_arguments_have_the_defaults_that_are_promised(self):
+        parameters = inspect.signature(Pool).parameters
+        self.assertEqual(list(parameters), [
+            'get_dns_resolver', 'get_sock', 'get_ssl_context', 'http_version',
+            'keep_alive_timeout', 'recv_bufsize', 'max_header_length', 'socket_timeout',
+            'get_logger_adapter', 'get_resolver_logger_adapter'])
+        self.assertEqual(
+            [parameters[name].default for name in (
+                'get_ssl_context', 'http_version', 'keep_alive_timeout', 'max_header_length',
+                'socket_timeout')],
+            [ssl.create_default_context, b'HTTP/1.1', 15, 16384, 10])
+        self.assertEqual(list(inspect.signature(self.pool()).parameters), [
+            'method', 'url', 'params', 'headers', 'body', 'body_args', 'body_kwargs',
+            'get_logger_adapter', 'get_resolver_logger_adapter'])
+
+
+# ---- Real servers ----
+
+
+# ---- README and examples ----
+
+
+if __name__ == '__main__':
+    unittest.main()
