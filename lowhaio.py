@@ -1020,6 +1020,7 @@ class _Connection:
         """Be idle until an event: bytes, the end of the connection, or of the time."""
         self._watch(True, self._writes)
         self._on_idle_event = on_event
+        self._background = None
         self.rested_at = self._loop.time()
         self._set_deadline(self.rested_at + seconds)
         if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
