@@ -339,7 +339,7 @@ def _request_head(
     if _lower_token[method] == b'connect':
         raise ValueError('the method CONNECT is not supported')
 
-    lines = [b'host: %b\r\n' % host]
+    parts = [method, b' ', target, b' ', version, b'\r\nhost: ', host, b'\r\n']
     framing: Dict[bytes, bytes] = {}
     for name, value in headers:
         # The value may be a secret: no message has it
@@ -348,7 +348,7 @@ def _request_head(
                             % (name, type(name).__name__, type(value).__name__))
         if _FIELD_VALUE_CONTROL.search(value):
             raise ValueError('the value of the header %a has a control character' % name)
-        lines.append(b'%b: %b\r\n' % (name, value))
+        parts += (name, b': ', value, b'\r\n')
         lower_name = _lower_token[name]
         if lower_name in _REQUEST_FRAMING:
             _add_field(framing, lower_name, value.strip(b' \t'))
@@ -356,8 +356,9 @@ def _request_head(
     if framing:
         _check_framing(version, framing)
         if b'host' in framing:
-            del lines[0]
-    return b'%b %b %b\r\n%b\r\n' % (method, target, version, b''.join(lines)), framing
+            parts[5:7] = ()
+    parts.append(b'\r\n')
+    return b''.join(parts), framing
 
 
 _REQUEST_FRAMING = frozenset(
@@ -470,11 +471,17 @@ def _end_of_head(received: bytes, searched: int, limit: int) -> int:
 def _response_head(head: bytes) -> _Head:
     """Return the code of a response, whether it is of HTTP/1.1 or newer, and its headers."""
     status_line, _, field_lines = head.partition(b'\r\n')
-    status = _STATUS_LINE.fullmatch(status_line)
+    code, since_1_1 = _status(status_line)
+    return code, since_1_1, _fields(field_lines, 'head', 2) if field_lines else ()
+
+
+@functools.lru_cache(maxsize=64)  # Most are the same few
+def _status(line: bytes) -> Tuple[bytes, bool]:
+    status = _STATUS_LINE.fullmatch(line)
     if not status:
         raise HttpInvalidResponse('the status line must be HTTP/1.x, a code of three digits and a '
-                                  'reason, not %s' % _shown(status_line))
-    return status[2], status[1] != b'0', _fields(field_lines, 'head', 2) if field_lines else ()
+                                  'reason, not %s' % _shown(line))
+    return status[2], status[1] != b'0'
 
 
 def _fields(lines: bytes, part: str, first_number: int) -> _Fields:
@@ -694,10 +701,10 @@ def _body_decoder(method: bytes, code: bytes, fields: Dict[bytes, bytes], limit:
     if method == b'HEAD' or code in (b'101', b'204', b'304'):
         return _KnownLength(0)
 
-    coding = fields.get(b'transfer-encoding', b'identity').lower()
-    if coding == b'chunked':
+    coding = fields.get(b'transfer-encoding')
+    if coding is not None and coding.lower() == b'chunked':
         return _Chunked(limit)
-    if coding != b'identity':
+    if coding is not None and coding.lower() != b'identity':
         raise HttpInvalidResponse('the transfer-encoding of the response must be chunked, not %s'
                                   % _shown(coding))
 
@@ -896,7 +903,8 @@ class _Connection:
 
     def receive(self, seconds: Optional[float] = None) -> Awaitable[bytes]:
         """Wait for the next bytes; b'' at the end. Raises OSError and asyncio.TimeoutError."""
-        self._watch(True, self._writes)
+        if not self._reads:
+            self._watch(True, self._writes)
         return self._completed(self.look, seconds)
 
     async def receive_more(self) -> bytes:
@@ -1018,7 +1026,8 @@ class _Connection:
 
     def rest(self, seconds: float, on_event: Callable[[_Connection], None]) -> None:
         """Be idle until an event: bytes, the end of the connection, or of the time."""
-        self._watch(True, self._writes)
+        if not self._reads:
+            self._watch(True, self._writes)
         self._on_idle_event = on_event
         self._background = None
         self.rested_at = self._loop.time()
@@ -1324,7 +1333,7 @@ class _Exchange:
 
     def _flush(self) -> Optional[bool]:
         """Send what the connection takes in this turn: True is all, None some, False failed."""
-        if self._failure is None and not self._any_sent and self._chunks is not None and \
+        if self._chunks is not None and not self._any_sent and self._failure is None and \
                 self._connection.rested_at and not self._connection.is_quiet():
             # It was when it left the pool, but the caller's body may have taken its time since
             self._failure = ConnectionError('the server closed the idle connection')
@@ -1345,8 +1354,9 @@ class _Exchange:
             except OSError as exception:
                 self._failure = exception
                 return False
-            self._any_sent = self._any_sent or sent > 0
-            self._unsent_bytes -= sent
+            if sent:
+                self._any_sent = True
+                self._unsent_bytes -= sent
             if sent == len(data):
                 del unsent[0]
             else:
@@ -1735,19 +1745,22 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
 
     def reused(origin: _Origin, addresses: Sequence[str]) -> Optional[_Connection]:
         """Return the most recently used connection to the addresses that can still be used."""
-        keys = [(origin.host, address, origin.port, origin.tls) for address in addresses]
         while True:
-            latest = [next(reversed(pool[key])) for key in keys if key in pool]
-            if not latest:
+            latest = None
+            for address in addresses:
+                connections = pool.get((origin.host, address, origin.port, origin.tls))
+                connection = next(reversed(connections)) if connections else None
+                if connection and (latest is None or connection.rested_at > latest.rested_at):
+                    latest = connection
+            if latest is None:
                 return None
-            connection = latest[0] if len(latest) == 1 else \
-                max(latest, key=lambda connection: connection.rested_at)
-            remove(connection)
+
+            remove(latest)
             # It looks, even if the loop has noticed nothing, for it may have had no time to: what
             # arrived before the request must not be taken for its response
-            if connection.wake_up():
-                return connection
-            connection.close()
+            if latest.wake_up():
+                return latest
+            latest.close()
 
     async def connected(
             origin: _Origin, log: _Log, get_logger_adapter: _GetLoggerAdapter,
