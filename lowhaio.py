@@ -234,9 +234,6 @@ _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]*)(?::[0
 # RFC 9110 8.6; 19 digits are ten exabytes
 _CONTENT_LENGTH = re.compile(rb'[0-9]{1,19}')
 
-# RFC 2068 19.7.1.1: Keep-Alive: timeout=N, one of its parameters
-_KEEP_ALIVE_TIMEOUT = re.compile(rb'(?:^|[,; \t])timeout=([0-9]{1,9})', re.IGNORECASE)
-
 # RFC 3986 appendix B, with scheme and authority required
 _URL = re.compile(r'([^:/?#]*)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?')
 _URL_CONTROL = re.compile(r'[\x00-\x1f\x7f]')
@@ -250,6 +247,12 @@ _NUMERIC_LAST_LABEL = re.compile(r'(?:.*\.)?[0-9]+')
 # allowed in a path, but some servers take it for a space
 _NOT_IN_PATH = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*,;=:@/%]")
 _NOT_IN_QUERY = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*,;=:@/%+?]")
+
+
+def _checked_url(url: str) -> str:
+    if not isinstance(url, str):
+        raise TypeError('the URL must be a str, not %s' % type(url).__name__)
+    return url
 
 
 @functools.lru_cache(maxsize=1024)  # 7 us without
@@ -376,10 +379,12 @@ class _LowerTokens(Dict[bytes, bytes]):
         if not _TOKEN.fullmatch(token):
             raise ValueError('a method or header name must be a token (RFC 9110 5.6.2), not %s'
                              % _shown(token))
-        if len(self) == 512:
-            self.clear()
-        self[token] = token.lower()
-        return self[token]
+        lower_token = token.lower()
+        if len(token) <= 64:
+            if len(self) == 512:
+                self.clear()
+            self[token] = lower_token
+        return lower_token
 
 
 _lower_token = _LowerTokens()
@@ -409,24 +414,6 @@ def _add_field(fields: Dict[bytes, bytes], name: bytes, value: bytes) -> None:
 def _tokens(value: bytes) -> List[bytes]:
     """The members of a field that is a list of tokens, in lower case (RFC 9110 5.6.1)."""
     return [token.strip(b' \t') for token in value.lower().split(b',')]
-
-
-def _request_decoder(framing: Dict[bytes, bytes], limit: int) -> Union[_Chunked, _KnownLength]:
-    """What holds the body of a request to its framing: the decoder that its server would use."""
-    if b'transfer-encoding' in framing:
-        return _Chunked(limit)
-    return _KnownLength(int(framing.get(b'content-length', 0)))
-
-
-@functools.lru_cache(maxsize=256)
-def _stated_persistence(since_1_1: bool, connection: bytes, keep_alive: bytes = b'') -> float:
-    """How many seconds a message lets its connection live on (RFC 9112 9.3); 0 if not at all."""
-    options = _tokens(connection)
-    if b'close' in options or (not since_1_1 and b'keep-alive' not in options):
-        return 0
-    # A second's margin, so that a request doesn't cross with the server's close
-    stated = _KEEP_ALIVE_TIMEOUT.search(keep_alive)
-    return max(0, int(stated[1]) - 1) if stated else float('inf')
 
 
 def _shown(data: Union[bytes, str]) -> str:
@@ -672,6 +659,28 @@ _Decoder = Union[_KnownLength, _UntilClose, _Chunked]
 
 
 # ---- Framing and persistence (RFC 9112 6.3, 9.3) ------------------------------------------------
+
+
+# RFC 2068 19.7.1.1: Keep-Alive: timeout=N, one of its parameters
+_KEEP_ALIVE_TIMEOUT = re.compile(rb'(?:^|[,; \t])timeout=([0-9]{1,9})', re.IGNORECASE)
+
+
+def _request_decoder(framing: Dict[bytes, bytes], limit: int) -> Union[_Chunked, _KnownLength]:
+    """What holds the body of a request to its framing: the decoder that its server would use."""
+    if b'transfer-encoding' in framing:
+        return _Chunked(limit)
+    return _KnownLength(int(framing.get(b'content-length', 0)))
+
+
+@functools.lru_cache(maxsize=256)
+def _stated_persistence(since_1_1: bool, connection: bytes, keep_alive: bytes = b'') -> float:
+    """How many seconds a message lets its connection live on (RFC 9112 9.3); 0 if not at all."""
+    options = _tokens(connection)
+    if b'close' in options or (not since_1_1 and b'keep-alive' not in options):
+        return 0
+    # A second's margin, so that a request doesn't cross with the server's close
+    stated = _KEEP_ALIVE_TIMEOUT.search(keep_alive)
+    return max(0, int(stated[1]) - 1) if stated else float('inf')
 
 
 def _response_framing(method: bytes, head: _Head, limit: int) -> Tuple[_Decoder, float]:
@@ -1220,22 +1229,27 @@ class _Exchange:
     """
 
     __slots__ = (
-        '_any_sent', '_body', '_chunks', '_connection', '_decoder', '_failure', '_framing',
-        '_has_continued', '_interim_responses', '_limit', '_unsent', '_unsent_bytes', 'is_ended',
-        'received')
+        '_any_sent', '_body', '_body_arguments', '_chunks', '_connection', '_decoder', '_failure',
+        '_framing', '_has_continued', '_interim_responses', '_limit', '_unsent', '_unsent_bytes',
+        'is_ended', 'received')
 
     def __init__(
             self, head: bytes, framing: Dict[bytes, bytes], limit: int,
-            body: Tuple[Callable[..., AsyncIterable[Any]], Tuple[Any, ...], Dict[str, Any]],
+            body: Callable[..., AsyncIterable[Any]],
+            body_arguments: Tuple[Tuple[Any, ...], Dict[str, Any]],
     ) -> None:
+        if not callable(body):
+            raise TypeError('body must be a function that returns an asynchronous iterable, not %s'
+                            % type(body).__name__)
         self.received = b''  # In the end, what came after the head
         self._connection: Any = None
         self._limit = limit
         self._framing = framing
         self._decoder = _request_decoder(framing, limit) if framing else _KnownLength(0)
         self._body = body
+        self._body_arguments = body_arguments
         self._chunks: Any = None
-        self.is_ended = body[0] is empty_async_iterator and self._decoder.eof
+        self.is_ended = body is empty_async_iterator and self._decoder.eof
         self._unsent: List[Union[bytes, memoryview]] = [head]
         self._unsent_bytes = len(head)
         self._any_sent = False
@@ -1415,8 +1429,8 @@ class _Exchange:
         """Return the next chunk of the caller's body; b'' at its end too."""
         try:
             if self._chunks is None:
-                body, args, kwargs = self._body
-                self._chunks = _async_iterator(body(*args, **kwargs))
+                args, kwargs = self._body_arguments
+                self._chunks = _async_iterator(self._body(*args, **kwargs))
             chunk = await _on_suspension(self._chunks.__anext__(), self._flush_in_background)
         except StopAsyncIteration:
             self.is_ended = True
@@ -1677,20 +1691,17 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         if closed:
             raise HttpConnectionError('the pool is closed')
         try:
-            body_args, body_kwargs = tuple(body_args), dict(body_kwargs)
-            if not isinstance(url, str) or not callable(body):
-                raise TypeError('url must be a str and body a function, not %s and %s'
-                                % (type(url).__name__, type(body).__name__))
-            origin, target = _url_parts(url)
-            target = _with_params(target, params) if params else target
+            origin, target = _url_parts(_checked_url(url))
             block, framing = _request_head(
-                http_version, method, origin.host_field, target, headers)
+                http_version, method, origin.host_field,
+                _with_params(target, params) if params else target, headers)
+            exchange = _Exchange(
+                block, framing, max_header_length, body, (tuple(body_args), dict(body_kwargs)))
         except (TypeError, ValueError) as exception:
             raise HttpInvalidRequest(str(exception)) from exception
 
         extra = {'lowhaio_method': method.decode(), 'lowhaio_url': url}
         log = _debug(get_logger_adapter, extra)
-        exchange = _Exchange(block, framing, max_header_length, (body, body_args, body_kwargs))
         try:
             while True:
                 connection = reused(origin, origin.addresses or known_addresses(origin)) or \
@@ -1699,20 +1710,10 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
                 try:
                     head = await exchange.response_head(connection)
                     log('Received head: %s', head[0])
-                    seconds = exchange.persistence(http_version)
-                    if not exchange.is_ended:
-                        await exchange.aclose()
-                    decoder, stated_seconds = _response_framing(method, head, max_header_length)
-                    seconds = min(keep_alive_timeout, seconds, stated_seconds)
-                    return head[0], head[2], _ResponseBody(
-                        exchange.received, connection, decoder,
-                        functools.partial(release, seconds, log))
+                    return await response(method, head, exchange, connection, log)
                 except _NothingSentError as exception:
                     connection.close()
-                    if not connection.rested_at:
-                        raise HttpConnectionError('the connection was closed before anything was '
-                                                  'sent: %s' % exception.__cause__,
-                                                  ) from exception.__cause__
+                    refuse_if_new(connection, exception.__cause__)
                 except BaseException:
                     connection.close()
                     raise
@@ -1720,6 +1721,23 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             with contextlib.suppress(Exception):
                 await exchange.aclose()
             raise
+
+    async def response(
+            method: bytes, head: _Head, exchange: _Exchange, connection: _Connection, log: _Log,
+    ) -> Tuple[bytes, _Fields, _ResponseBody]:
+        seconds = exchange.persistence(http_version)
+        if not exchange.is_ended:
+            await exchange.aclose()
+        decoder, stated_seconds = _response_framing(method, head, max_header_length)
+        take_back = functools.partial(
+            release, min(keep_alive_timeout, seconds, stated_seconds), log)
+        return head[0], head[2], _ResponseBody(exchange.received, connection, decoder, take_back)
+
+    def refuse_if_new(connection: _Connection, reason: Optional[BaseException]) -> None:
+        # One from the pool may have been closed by its server at any time: the next one is tried
+        if not connection.rested_at:
+            raise HttpConnectionError(
+                'the connection was closed before anything was sent: %s' % reason) from reason
 
     def release(
             idle_seconds: float, log: _Log, connection: _Connection, decoder: _Decoder,
