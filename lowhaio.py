@@ -580,7 +580,8 @@ class _Chunked:
         if not data and not self.eof:
             raise HttpConnectionClosedError('the body ended before its last chunk')
 
-        if b';' in self._partial and not _NOT_IN_EXTENSION.search(data):
+        if b';' in self._partial and not self._partial.endswith(b'\r') and \
+                not _NOT_IN_EXTENSION.search(data):
             self._keep(self._partial + data, 'a chunk line')  # Nothing is looked at twice
             return b''
 
@@ -912,8 +913,7 @@ class _Connection:
 
     def receive(self, seconds: Optional[float] = None) -> Awaitable[bytes]:
         """Wait for the next bytes; b'' at the end. Raises OSError and asyncio.TimeoutError."""
-        if not self._reads:
-            self._watch(True, self._writes)
+        self._watch(True, self._writes)
         return self._completed(self.look, seconds)
 
     async def receive_more(self) -> bytes:
@@ -1035,8 +1035,7 @@ class _Connection:
 
     def rest(self, seconds: float, on_event: Callable[[_Connection], None]) -> None:
         """Be idle until an event: bytes, the end of the connection, or of the time."""
-        if not self._reads:
-            self._watch(True, self._writes)
+        self._watch(True, self._writes)
         self._on_idle_event = on_event
         self._background = None
         self.rested_at = self._loop.time()
@@ -1067,8 +1066,8 @@ class _Connection:
             self._set_deadline(self._deadline)
         elif self._waiter is not None:
             self._wake(asyncio.TimeoutError())
-        elif self._on_idle_event is not None:
-            self._on_idle_event(self)
+        else:
+            self._on_idle_event(self)  # type: ignore[misc]
 
     def _watch(self, reads: bool, writes: bool) -> None:
         """Have the loop watch for what is asked for, by changes alone: each costs 14 us."""
@@ -1099,11 +1098,13 @@ class _Connection:
 
     def abandon(self) -> None:
         """Close from the garbage collector: on any thread, at any time."""
-        if threading.get_ident() != self._thread:
-            with contextlib.suppress(RuntimeError):  # The loop is closed
-                self._loop.call_soon_threadsafe(self.close)
-                return
-        self.close()
+        if threading.get_ident() == self._thread:
+            self.close()
+            return
+        try:
+            self._loop.call_soon_threadsafe(self.close)
+        except RuntimeError:  # The loop is closed
+            self.close()
 
 
 class _Attempts:

@@ -2706,6 +2706,108 @@ class RegressionTest(TestCase):
                 self.assertEqual(sum(head.startswith(b'POST') for head in heads), 1)
 
 
+class FaultySocketTest(TestCase):
+
+    async def through(self, tls=None, answer=OK, **faults):
+        """Fetch through a socket whose methods raise what is given at their first calls."""
+        server = self.serve(answer, tls=tls)
+        base = ssl.SSLSocket if tls else socket.socket
+
+        def faulty(name):
+            def method(sock, *args, **kwargs):
+                if faults[name]:
+                    raise faults[name].pop(0)
+                return getattr(base, name)(sock, *args, **kwargs)
+            return method
+        faulty_class = type('Faulty', (base,), {name: faulty(name) for name in faults})
+
+        def get_ssl_context():
+            context = trusting()
+            context.sslsocket_class = faulty_class
+            return context
+        request = self.pool(get_ssl_context=get_ssl_context) if tls else self.pool(
+            get_sock=lambda: faulty_class(socket.AF_INET, socket.SOCK_STREAM))
+        return await fetch(request, b'GET', server.url)
+
+    async def test_tls_that_wants_to_write_to_read_and_to_read_to_write_is_waited_for(self):
+        result = await self.through(
+            tls=True, recv=[ssl.SSLWantWriteError()], send=[ssl.SSLWantReadError()],
+            do_handshake=[ssl.SSLWantWriteError()])
+        self.assertEqual(result[2], b'ok')
+
+    async def test_new_connection_that_takes_nothing_is_a_connection_error(self):
+        await self.fails(HttpConnectionError, self.through(
+            send=[ConnectionResetError('reset')]), 'before anything was sent',
+            cause=ConnectionResetError)
+
+    async def test_other_errors_of_the_socket_are_data_errors(self):
+        await self.fails(HttpDataError, self.through(
+            recv=[OSError(errno.EIO, 'input')]), 'head of the response', cause=OSError)
+
+    async def test_system_time_out_is_not_taken_for_socket_timeout(self):
+        exception = await self.fails(HttpDataError, self.through(
+            recv=[OSError(errno.ETIMEDOUT, 'system')]), 'system')
+        self.assertNotIn('socket_timeout', str(exception))
+
+
+class LimitsTest(TestCase):
+
+    async def test_names_of_fields_are_lower_cased_however_many_and_long(self):
+        names = [b'X-%d' % number for number in range(600)] + [b'Y' * 100]
+        head = b''.join(b'%b: a\r\n' % name for name in names)
+        result = await fetch(self.pool(), b'GET', self.serve(
+            b'HTTP/1.1 200 OK\r\n%bcontent-length: 0\r\n\r\n' % head).url)
+        self.assertEqual([name for name, _ in result[1][:-1]], [name.lower() for name in names])
+
+    async def test_head_larger_than_the_socket_takes_is_sent_whole(self):
+        server = self.serve(OK)
+        await fetch(self.pool(), b'GET', server.url, headers=((b'large', b'x' * 10**7),))
+        self.assertEqual(len(server.requests[0]), 10**7 + len(GET) + len(b'large: \r\n'))
+
+    async def test_exception_while_the_callers_body_is_closed_is_the_cause(self):
+        async def script(peer):
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(OK)
+            await peer.ended()
+
+        async def body():
+            try:
+                while True:
+                    yield await asyncio.sleep(0, b'.')
+            finally:
+                raise KeyError('in finally')
+        await self.fails(HttpDataError, self.pool()(
+            b'POST', self.serve(script=script).url, body=body,
+            headers=((b'content-length', b'1000000000'),)), 'closed', cause=KeyError)
+
+    async def test_addresses_are_kept_for_1024_hosts(self):
+        server = self.serve(response(b'', b'connection: close'))
+        hosts = ['host%d' % number for number in range(1025)]
+        names = Names()
+        for host in hosts:
+            names.add(host, 'A', '127.0.0.1')
+        request = self.pool(get_dns_resolver=names)
+        for host in (*hosts, hosts[-1], hosts[0]):
+            await fetch(request, b'GET', 'http://%s:%d/' % (host, server.port))
+        asked = collections.Counter(host for host, _ in names.queries)
+        self.assertEqual((asked[hosts[0]], asked[hosts[-1]], len(names.queries)), (2, 1, 1026))
+
+    async def test_resolver_without_an_address_is_a_dns_error(self):
+        async def nothing(*_, **__):
+            return ()
+        await self.fails(HttpDnsError, self.pool(
+            get_dns_resolver=lambda get_logger_adapter: (nothing, nothing),
+        )(b'GET', 'http://localhost/'), 'no address')
+
+    async def test_host_with_only_ipv6_in_etc_hosts_needs_no_name_server(self):
+        hosts = {TYPES.A: {}, TYPES.AAAA: {
+            b'six': aiodnsresolver.IPv6AddressExpiresAt('::1', 0)}}
+        server = self.serve(OK, address='::1')
+        with mock.patch.object(aiodnsresolver, 'parse_etc_hosts', return_value=hosts):
+            request = self.pool(get_dns_resolver=DEFAULT_RESOLVER)
+        self.assertEqual((await fetch(request, b'GET', 'http://six:%d/' % server.port))[2], b'ok')
+
+
 # ---- Response body ----
 
 
