@@ -554,6 +554,7 @@ class _UntilClose:
 # RFC 9112 7.1.1: chunk-size [ chunk-ext ] CRLF; 16 digits are 64 bits. RFC 9110 5.6.3 allows to
 # drop whitespace before the extension
 _CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\0\r\n]*)?\r\n')
+_START_OF_TRAILERS = re.compile(rb'[^\0\r\n]*(?:\r\n[^\0\r\n]*)*\r?')
 _NOT_IN_EXTENSION = re.compile(rb'[\0\r\n]')
 _START_OF_CHUNK_LINE = re.compile(rb'(?:[0-9A-Fa-f]{1,16}(?:[ \t]+|[ \t]*;[^\0\r\n]*)?\r?)?')
 
@@ -580,8 +581,8 @@ class _Chunked:
         if not data and not self.eof:
             raise HttpConnectionClosedError('the body ended before its last chunk')
 
-        if b';' in self._partial and not self._partial.endswith(b'\r') and \
-                not _NOT_IN_EXTENSION.search(data):
+        if b';' in self._partial and not self._in_trailers and \
+                not self._partial.endswith(b'\r') and not _NOT_IN_EXTENSION.search(data):
             self._keep(self._partial + data, 'a chunk line')  # Nothing is looked at twice
             return b''
 
@@ -640,6 +641,9 @@ class _Chunked:
         end = data.find(b'\r\n\r\n', position)
         if end < 0:
             self._keep(data[position:], 'the trailers')
+            if not _START_OF_TRAILERS.fullmatch(self._partial):
+                raise HttpInvalidResponse('the trailers must be lines that end in CRLF, not %s'
+                                          % _shown(self._partial))
             return len(data)
         self._check_length(end + 4 - position, 'the trailers')
         _fields(data[position:end], 'trailers', 1)
@@ -852,9 +856,9 @@ class _Connection:
 
     __slots__ = (
         '_background', '_bufsize', '_deadline', '_fileno', '_first_send_bytes', '_is_paused',
-        '_is_sending', '_loop', '_on_idle_event', '_operation', '_reads', '_send_bytes', '_sock',
-        '_thread', '_timer', '_waiter', '_writes', 'arrived', 'credit', 'key', 'rested_at',
-        'timeout')
+        '_is_sending', '_is_tls', '_loop', '_on_idle_event', '_operation', '_reads', '_send_bytes',
+        '_sock', '_thread', '_timer', '_waiter', '_writes', 'arrived', 'credit', 'key',
+        'rested_at', 'timeout')
 
     def __init__(
             self, loop: asyncio.AbstractEventLoop, sock: socket.socket, key: _Key,
@@ -869,8 +873,8 @@ class _Connection:
         self._sock = sock
         self._fileno = sock.fileno()
         self._bufsize = bufsize
-        self._first_send_bytes = \
-            _TLS_RECORD_BYTES if isinstance(sock, ssl.SSLSocket) else _SEND_BYTES
+        self._is_tls = isinstance(sock, ssl.SSLSocket)
+        self._first_send_bytes = _TLS_RECORD_BYTES if self._is_tls else _SEND_BYTES
         self._send_bytes = self._first_send_bytes
         self._thread = threading.get_ident()
         self._waiter: Optional[asyncio.Future[Any]] = None
@@ -913,6 +917,8 @@ class _Connection:
 
     def receive(self, seconds: Optional[float] = None) -> Awaitable[bytes]:
         """Wait for the next bytes; b'' at the end. Raises OSError and asyncio.TimeoutError."""
+        if self._is_tls and self._pending():
+            return self.receive_more()
         self._watch(True, self._writes)
         return self._completed(self.look, seconds)
 
@@ -933,7 +939,6 @@ class _Connection:
         """
         self._watch(True, True)
         self._is_sending = True
-        self._background = None
         try:
             await self._completed(send_some)
         finally:
@@ -973,7 +978,7 @@ class _Connection:
     ) -> Any:
         """Wait until `operation`, called at each event, returns something other than None."""
         self.credit = _TURN_BYTES
-        self._operation = operation
+        self._operation, self._background = operation, None
         self._waiter = waiter = self._loop.create_future()
         self._set_deadline(self._loop.time() + (self.timeout if seconds is None else seconds))
         try:
@@ -1040,8 +1045,12 @@ class _Connection:
         self._background = None
         self.rested_at = self._loop.time()
         self._set_deadline(self.rested_at + seconds)
-        if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
-            on_event(self)  # Decrypted already: no event of the socket tells
+        if self._is_tls and self._pending():
+            on_event(self)
+
+    def _pending(self) -> int:
+        """How many bytes TLS has decrypted, but were not asked for: no event tells of them."""
+        return self._sock.pending()  # type: ignore[attr-defined, no-any-return]
 
     def wake_up(self) -> bool:
         """Be idle no more, and return whether the connection can be used."""
@@ -1091,9 +1100,9 @@ class _Connection:
             self._timer.cancel()
         if self._sock.fileno() != -1 and not self._loop.is_closed():
             self._watch(False, False)  # Before the number of the socket is another one's
-        if isinstance(self._sock, ssl.SSLSocket):
+        if self._is_tls:
             with contextlib.suppress(OSError, ValueError):
-                self._sock.unwrap()
+                self._sock.unwrap()  # type: ignore[attr-defined]
         self._sock.close()
 
     def abandon(self) -> None:
@@ -1727,8 +1736,8 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             method: bytes, head: _Head, exchange: _Exchange, connection: _Connection, log: _Log,
     ) -> Tuple[bytes, _Fields, _ResponseBody]:
         seconds = exchange.persistence(http_version)
-        if not exchange.is_ended:
-            await exchange.aclose()
+        if not seconds:
+            await exchange.aclose()  # And what is unsent stays so
         decoder, stated_seconds = _response_framing(method, head, max_header_length)
         take_back = functools.partial(
             release, min(keep_alive_timeout, seconds, stated_seconds), log)

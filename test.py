@@ -2706,6 +2706,61 @@ class RegressionTest(TestCase):
                 self.assertEqual(sum(head.startswith(b'POST') for head in heads), 1)
 
 
+class WireRegressionTest(TestCase):
+
+    async def test_trailers_and_extensions_of_a_request_are_checked_as_they_come(self):
+        for start, bad in ((b'0\r\n', b'\nGET /evil HTTP/1.1'), (b'0\r\nx: a', b'\n\nGET /evil'),
+                           (b'5;a\r', b'bcd'), (b'0\r\nx: a;b', b'\0')):
+            with self.subTest(start=start, bad=bad):
+                async def body(start=start, bad=bad):
+                    yield start
+                    await asyncio.sleep(0)
+                    yield bad
+                server = self.serve(script=Peer.ended)
+                await self.fails(HttpDataError, self.pool()(
+                    b'POST', server.url, body=body,
+                    headers=((b'transfer-encoding', b'chunked'),)), 'chunks')
+                peer = await server.accept()
+                self.assertTrue((await peer.ended()).endswith(b'\r\n\r\n' + start))
+
+    async def test_long_head_over_tls_with_a_small_buffer_is_read_on_at_once(self):
+        answer = response(b'ok', b'x: ' + b'y' * 5000)
+        expects = ((b'expect', b'100-continue'), (b'content-length', b'1'))
+        for headers, body in (((), empty_async_iterator), (expects, streamed(b'a'))):
+            request = self.pool(recv_bufsize=100, socket_timeout=5)
+            result = await fetch(request, b'POST', self.serve(answer, tls=True).url,
+                                 headers=headers, body=body)
+            self.assertEqual(result[2], b'ok')
+
+    async def test_nothing_more_is_sent_after_an_early_response(self):
+        def get_sock():
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            return sock
+        answered = asyncio.Event()
+
+        async def script(peer):
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(b'HTTP/1.1 413 Too Large\r\ncontent-length: 1\r\n\r\n')
+            await answered.wait()
+            await peer.ended()
+        server = self.serve(script=script)
+        server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+        async def body():
+            yield bytes(60000)
+            await self.turns(20)
+        code, _, response_body = await self.pool(get_sock=get_sock)(
+            b'POST', server.url, body=body, headers=((b'content-length', b'60000'),))
+        answered.set()
+        await self.turns(50)
+        await response_body.aclose()
+        peer = server.peers[0]
+        await peer.ended()
+        self.assertEqual(code, b'413')
+        self.assertLess(len(peer.received), 60000)
+
+
 class FaultySocketTest(TestCase):
 
     async def through(self, tls=None, answer=OK, **faults):
@@ -2803,7 +2858,8 @@ class LimitsTest(TestCase):
         hosts = {TYPES.A: {}, TYPES.AAAA: {
             b'six': aiodnsresolver.IPv6AddressExpiresAt('::1', 0)}}
         server = self.serve(OK, address='::1')
-        with mock.patch.object(aiodnsresolver, 'parse_etc_hosts', return_value=hosts):
+        with mock.patch.object(aiodnsresolver, 'parse_etc_hosts', return_value=hosts), \
+                mock.patch.object(aiodnsresolver, 'parse_resolve_conf', return_value=()):
             request = self.pool(get_dns_resolver=DEFAULT_RESOLVER)
         self.assertEqual((await fetch(request, b'GET', 'http://six:%d/' % server.port))[2], b'ok')
 
