@@ -1660,12 +1660,17 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
     socket_timeout: seconds that each wait on the network may take
     get_logger_adapter(extra), get_resolver_logger_adapter(http_extra)(extra): return what logs
 
-    Raises ValueError for another http_version, and NotImplementedError where the loop can't watch
-    sockets.
+    Raises ValueError for another http_version or a number that can't be, and NotImplementedError
+    where the loop can't watch sockets.
     """
     loop = asyncio.get_running_loop()
     if http_version not in (b'HTTP/1.1', b'HTTP/1.0'):
         raise ValueError("http_version must be b'HTTP/1.1' or b'HTTP/1.0', not %r" % http_version)
+    for name, number, least in (
+            ('keep_alive_timeout', keep_alive_timeout, 0), ('recv_bufsize', recv_bufsize, 1),
+            ('max_header_length', max_header_length, 1), ('socket_timeout', socket_timeout, 0)):
+        if not isinstance(number, (int, float)) or not number >= least:
+            raise ValueError('%s must be a number of at least %d, not %r' % (name, least, number))
     if getattr(type(loop), 'add_reader', None) in (None, asyncio.AbstractEventLoop.add_reader):
         raise NotImplementedError('lowhaio needs a loop with add_reader, which %s is not; on '
                                   'Windows, asyncio.SelectorEventLoop is' % type(loop).__name__)

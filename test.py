@@ -3356,6 +3356,13 @@ class PoolArgumentsTest(TestCase):
             with self.assertRaises(ValueError):
                 Pool(http_version=version)
 
+    async def test_numbers_that_can_not_be_are_refused(self):
+        for name, bad in (
+                ('keep_alive_timeout', -1), ('recv_bufsize', 0), ('socket_timeout', None),
+                ('max_header_length', '16384'), ('socket_timeout', float('nan'))):
+            with self.subTest(name=name), self.assertRaisesRegex(ValueError, name):
+                Pool(**{name: bad})
+
     def test_pool_without_a_running_loop_says_so(self):
         with self.assertRaises(RuntimeError):
             Pool()
