@@ -16,7 +16,7 @@ The module follows the life of a request, in four layers, each of which knows no
 
 Three rules hold throughout. No task is ever created: everything runs in the caller's own. A
 connection has one owner at a time (request, the response body, the pool), which closes it or hands
-it on. What comes off the wire is hostile until a regular expression has matched it.
+it on. What comes off the wire is hostile until all its bytes were checked.
 """
 
 from __future__ import annotations
@@ -167,8 +167,11 @@ def timeout(loop: asyncio.AbstractEventLoop, seconds: float) -> Iterator[Callabl
 
     Yields a function without arguments that starts the time afresh. A cancellation from outside
     passes through as `asyncio.CancelledError`, and `Task.cancelling()` is left as it was found.
+    Raises RuntimeError outside of a task.
     """
     task: Any = asyncio.current_task(loop)
+    if task is None:
+        raise RuntimeError('timeout must be used in a task: it is what it cancels')
     counts_cancellations = hasattr(task, 'uncancel')  # Python 3.11
     cancelling = task.cancelling() if counts_cancellations else 0
     is_expired = is_over = False

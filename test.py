@@ -886,6 +886,14 @@ class TimeoutTest(TestCase):
         self.assertGreater(time.monotonic() - start, 0.04)
         self.assertEqual(self.cancelling(), 0)
 
+    def test_timeout_outside_of_a_task_is_refused(self):
+        loop = asyncio.new_event_loop()
+        try:
+            with self.assertRaisesRegex(RuntimeError, 'in a task'), timeout(loop, 1):
+                pass
+        finally:
+            loop.close()
+
     async def test_timeout_that_does_not_expire_leaves_nothing(self):
         with timeout(self.loop, 10):
             await asyncio.sleep(0)
