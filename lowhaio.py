@@ -436,9 +436,14 @@ _OBS_FOLD = re.compile(rb'\r\n[ \t]+')
 
 _BARE_LF = re.compile(rb'(?<!\r)\n')
 
-# RFC 9112 5: field-line = field-name ":" OWS field-value OWS, where the value has no NUL, CR or LF
-_FIELD_LINE = re.compile(_TCHAR + rb'+:[^\0\r\n]*')
-_START_OF_FIELD_LINE = re.compile(rb'(?:' + _TCHAR + rb'+(?::[^\0\r\n]*)?)?')
+# What a line may start with, to tell which byte is wrong. RFC 9112 5: field-line = field-name ":"
+# OWS field-value OWS, where the value has no NUL, CR or LF
+_START_OF_STATUS_LINE = re.compile(functools.reduce(
+    lambda rest, part: b'(?:%b%b)?' % (part, rest),
+    (rb' [^\0\r\n]*', *[b'[0-9]'] * 3, b' ', b'[0-9]', rb'\.', b'1', b'/', b'P', b'T', b'T', b'H'),
+    b''))
+_START_OF_FIELD_LINE = re.compile(rb'(?:' + _TCHAR + rb'+(:[^\0\r\n]*)?)?')
+_START_OF_FOLD = re.compile(rb'([ \t][^\0\r\n]*)')
 
 
 def _end_of_head(received: bytes, searched: int, limit: int) -> int:
@@ -447,14 +452,11 @@ def _end_of_head(received: bytes, searched: int, limit: int) -> int:
     if (end + 4 if end >= 0 else len(received)) > limit:
         raise HttpHeaderTooLong('the head of the response is longer than %d bytes '
                                 '(max_header_length)' % limit)
-
-    # What can never become a head is refused at once
-    if end < 0 and not b'HTTP/1.'.startswith(received[:7]):
-        raise HttpInvalidResponse('the response must start with HTTP/1., not %s'
-                                  % _shown(received))
-    bare_lf = _BARE_LF.search(received, max(0, searched - 1)) if end < 0 else None
-    if bare_lf:
-        raise HttpInvalidResponse('byte %d of the response is a bare LF' % (bare_lf.start() + 1))
+    if end < 0:
+        # What can never become a head is refused at once
+        bare_lf = _BARE_LF.search(received, max(0, searched - 1))
+        if bare_lf or not b'HTTP/1.'.startswith(received[:7]):
+            _response_head(received[:bare_lf.end()] if bare_lf else received)
     return end
 
 
@@ -462,28 +464,27 @@ def _response_head(head: bytes) -> _Head:
     """Return the code of a response, whether it is of HTTP/1.1 or newer, and its headers."""
     status_line, _, field_lines = head.partition(b'\r\n')
     code, since_1_1 = _status(status_line)
-    return code, since_1_1, _fields(field_lines, 'head', 2) if field_lines else ()
+    return code, since_1_1, _fields(field_lines) if field_lines else ()
 
 
 @functools.lru_cache(maxsize=64)  # Most are the same few
 def _status(line: bytes) -> Tuple[bytes, bool]:
     status = _STATUS_LINE.fullmatch(line)
     if not status:
-        raise HttpInvalidResponse('the status line must be HTTP/1.x, a code of three digits and a '
-                                  'reason, not %s' % _shown(line))
+        raise _line_error(1, 'HTTP/1.x, a code of three digits and a reason', line,
+                          _START_OF_STATUS_LINE)
     return status[2], status[1] != b'0'
 
 
-def _fields(lines: bytes, part: str, first_number: int) -> _Fields:
-    """Parse field lines: field-name ":" OWS field-value OWS (RFC 9112 5).
-
-    No regular expression sees all the bytes: that takes three times as long.
-    """
+def _fields(lines: bytes) -> _Fields:
+    """Parse field lines, without a regular expression: that takes three times as long."""
+    is_folded = b'\r\n ' in lines or b'\r\n\t' in lines
+    unfolded = _OBS_FOLD.sub(b' ', lines) if is_folded else lines
     try:
         # splitlines also splits at bare CRs and LFs: there are none if all line ends are two bytes
-        line_list = lines.splitlines()
-        if sum(map(len, line_list)) + 2 * len(line_list) != len(lines) + 2 or \
-                b'\0' in lines or lines.endswith((b'\r', b'\n')):
+        line_list = unfolded.splitlines()
+        if sum(map(len, line_list)) + 2 * len(line_list) != len(unfolded) + 2 or \
+                b'\0' in unfolded or unfolded.endswith((b'\r', b'\n')):
             raise ValueError
         fields = tuple([
             (_lower_token[name], value.strip(b' \t'))
@@ -493,177 +494,169 @@ def _fields(lines: bytes, part: str, first_number: int) -> _Fields:
             raise ValueError
         return fields
     except ValueError:
-        unfolded = _OBS_FOLD.sub(b' ', lines)
-        if len(unfolded) < len(lines):
-            return _fields(unfolded, part, first_number)
-        raise _field_error(lines, part, first_number) from None
+        raise _field_error(lines) from None
 
 
-def _field_error(lines: bytes, part: str, first_number: int) -> HttpInvalidResponse:
-    """Say which line isn't a field, and which of its bytes is wrong."""
-    number, line = next(
-        (number, line) for number, line in enumerate(lines.split(b'\r\n'), first_number)
-        if not _FIELD_LINE.fullmatch(line))
-    good = _START_OF_FIELD_LINE.match(line)
-    return HttpInvalidResponse(
-        'line %d of the %s must be a name, a colon and a value, which byte %d is not: %s'
-        % (number, part, good.end() + 1 if good else 0, _shown(line)))
+def _field_error(lines: bytes) -> HttpInvalidResponse:
+    for number, line in enumerate(lines.split(b'\r\n'), 2):
+        is_fold = number > 2 and line.startswith((b' ', b'\t'))
+        start = _START_OF_FOLD if is_fold else _START_OF_FIELD_LINE
+        good = start.fullmatch(line)
+        if not good or not good[1]:
+            break
+    return _line_error(number, 'a name, a colon and a value', line, start)
+
+
+def _line_error(
+        number: int, expected: str, line: bytes, start: re.Pattern[bytes],
+) -> HttpInvalidResponse:
+    good = start.match(line)
+    return HttpInvalidResponse('line %d of the head must be %s, which byte %d is not: %s' % (
+        number, expected, good.end() + 1 if good else 1, _shown(line)))
 
 
 # ---- Body decoders (RFC 9112 6, 7.1) ------------------------------------------------------------
 #
-# As zlib's do, `decode` takes what is received, b'' at the end of the connection, and returns what
-# it decodes to. When `eof` is true, `unused_data` has what came after the body.
+# Generators. They start with what came after a head; are sent what is received, b'' at the end of
+# the connection; yield what that decodes to; and once the last byte of the body has arrived,
+# return what it decodes to and what came after it.
 
 
-class _KnownLength:
+_Decoder = Generator[bytes, bytes, Tuple[bytes, bytes]]
+
+
+def _known_length(length: int, data: bytes) -> _Decoder:
     """A body of as many bytes as content-length says (RFC 9112 6.2)."""
-
-    __slots__ = ('_length', '_remaining', 'eof', 'unused_data')
-
-    def __init__(self, length: int) -> None:
-        self._length = self._remaining = length
-        self.eof = not length
-        self.unused_data = b''
-
-    def decode(self, data: bytes) -> bytes:
-        if not data and not self.eof:
-            raise HttpConnectionClosedError('the body ended after %d of its %d bytes' % (
-                self._length - self._remaining, self._length))
-        remaining = self._remaining
-        self._remaining = max(0, remaining - len(data))
-        self.eof = not self._remaining
-        if len(data) <= remaining:
-            return data
-        self.unused_data = data[remaining:]
-        return data[:remaining]
+    remaining = length
+    while len(data) < remaining:
+        remaining -= len(data)
+        data = yield data
+        if not data:
+            raise HttpConnectionClosedError('the body ended after %d of its %d bytes'
+                                            % (length - remaining, length))
+    return data[:remaining], data[remaining:]
 
 
-class _UntilClose:
+def _until_close(data: bytes) -> _Decoder:
     """A body that ends with its connection (RFC 9112 6.3)."""
+    data = yield data
+    while data:
+        data = yield data
+    return b'', b''
 
-    __slots__ = ('eof',)
 
-    unused_data = b''
-
-    def __init__(self) -> None:
-        self.eof = False
-
-    def decode(self, data: bytes) -> bytes:
-        self.eof = not data
-        return data
+class _Syntax(NamedTuple):
+    whole: re.Pattern[bytes]
+    start: re.Pattern[bytes]  # Of a part of it: the groups are all that is needed to go on from
+    name: str
+    limited: str
 
 
 # RFC 9112 7.1.1: chunk-size [ chunk-ext ] CRLF; 16 digits are 64 bits. RFC 9110 5.6.3 allows to
 # drop whitespace before the extension
-_CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\0\r\n]*)?\r\n')
-_START_OF_TRAILERS = re.compile(rb'[^\0\r\n]*(?:\r\n[^\0\r\n]*)*\r?')
-_NOT_IN_EXTENSION = re.compile(rb'[\0\r\n]')
-_START_OF_CHUNK_LINE = re.compile(rb'(?:[0-9A-Fa-f]{1,16}(?:[ \t]+|[ \t]*;[^\0\r\n]*)?\r?)?')
+_CHUNK_LINE = _Syntax(
+    re.compile(rb'([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\0\r\n]*)?\r\n'),
+    re.compile(rb'(?:([0-9A-Fa-f]{1,16})(?:([ \t])[ \t]*)?(?:(;)[^\0\r\n]*)?(\r)?)?'),
+    'a chunk size of 1 to 16 hex digits, then CRLF', 'chunk lines with extensions')
+_END_OF_CHUNK = _Syntax(re.compile(rb'\r\n'), re.compile(rb'(\r)?'), 'CRLF after a chunk', '')
+
+# RFC 9112 7.1.2: a trailer field, or the empty line after them; from the second line on, it may
+# be a line that the one before is folded to (RFC 9112 5.2)
+_TRAILER = _Syntax(
+    re.compile(rb'(?:%b+:[^\0\r\n]*)?\r\n' % _TCHAR),
+    re.compile(rb'(?:(%b)%b*(?:(:)[^\0\r\n]*(\r)?)?|(\r))?' % (_TCHAR, _TCHAR)),
+    'a trailer field or CRLF', 'trailers')
+_NEXT_TRAILER = _Syntax(
+    re.compile(rb'(?:(?:%b+:|[ \t])[^\0\r\n]*)?\r\n' % _TCHAR),
+    re.compile(rb'(?:(%b)%b*(?:(:)[^\0\r\n]*(\r)?)?|([ \t])[^\0\r\n]*(\r)?|(\r))?'
+               % (_TCHAR, _TCHAR)),
+    'a trailer field or CRLF', 'trailers')
 
 
 class _Chunked:
     """A body in the chunked transfer coding (RFC 9112 7.1); its trailers are checked and dropped.
 
-    The chunks in a buffer are found by offset, and joined: many tiny ones cost no more than their
-    bytes.
+    Chunks are found by offset, and joined: many tiny ones cost no more than their bytes. Of a line
+    that isn't whole no more is kept than is needed, and no byte is looked at twice.
     """
 
-    __slots__ = ('_due', '_extensions', '_in_trailers', '_limit', '_partial', 'eof', 'unused_data')
+    __slots__ = ('_before', '_chunks', '_data', '_limit', '_limited_bytes', '_position')
 
-    def __init__(self, limit: int) -> None:
-        self.eof = False
-        self.unused_data = b''
+    def __init__(self, limit: float, data: bytes) -> None:
+        self._data = data
+        self._position = 0  # How much of data is done with
+        self._before = 0  # Bytes of the body before data
+        self._chunks: List[bytes] = []
         self._limit = limit
-        self._extensions = 0  # Bytes of them so far
-        self._partial = b''  # Of a chunk line or the trailers
-        self._due = 0  # Bytes to come of a chunk, and the CRLF after it
-        self._in_trailers = False
+        self._limited_bytes = 0
 
-    def decode(self, data: bytes) -> bytes:
-        if not data and not self.eof:
+    def decoded(self) -> _Decoder:
+        size = -1
+        while size:
+            line = _CHUNK_LINE.whole.match(self._data, self._position) or \
+                (yield from self._whole(_CHUNK_LINE))
+            size, start = int(line[1], 16), line.end()
+            if start > line.end(1) + 2:
+                self._count(len(line[0]), _CHUNK_LINE)
+            end = start + size
+            self._position = end + 2
+            if self._data[end:end + 2] == b'\r\n':  # Without trailers, after the last one too
+                self._chunks.append(self._data[start:end])
+            else:
+                self._position = start
+                yield from self._rest_of_chunk(size) if size else self._trailers()
+        return b''.join(self._chunks), self._data[self._position:]
+
+    def _rest_of_chunk(self, size: int) -> Generator[bytes, bytes, None]:
+        end = self._position + size
+        while end > len(self._data):
+            self._chunks.append(self._data[self._position:])
+            end -= len(self._data)
+            yield from self._more(b'')
+        self._chunks.append(self._data[self._position:end])
+        self._position = end
+        yield from self._whole(_END_OF_CHUNK)
+
+    def _trailers(self) -> Generator[bytes, bytes, None]:
+        self._limited_bytes = 0
+        syntax = _TRAILER
+        line = b''
+        while line != b'\r\n':
+            line = (yield from self._whole(syntax))[0]
+            self._count(len(line), syntax)
+            syntax = _NEXT_TRAILER
+
+    def _whole(self, syntax: _Syntax) -> Generator[bytes, bytes, re.Match[bytes]]:
+        """Return the match of a line, once it is whole."""
+        match = syntax.whole.match(self._data, self._position)
+        while not match:
+            start = syntax.start.match(self._data, self._position)
+            if not start or start.end() < len(self._data):
+                index = start.end() if start else self._position
+                raise HttpInvalidResponse('byte %d of the chunked body is %a, where %s must be' % (
+                    self._before + index + 1, self._data[index:index + 1], syntax.name))
+            rest = b''.join(filter(None, start.groups()))
+            self._count(len(self._data) - self._position - len(rest), syntax)
+            yield from self._more(rest)
+            match = syntax.whole.match(self._data)
+        self._position = match.end()
+        return match
+
+    def _more(self, rest: bytes) -> Generator[bytes, bytes, None]:
+        """Hand over what is decoded, and go on with what is received then, after the rest."""
+        decoded = b''.join(self._chunks)
+        self._chunks.clear()
+        received = yield decoded
+        if not received:
             raise HttpConnectionClosedError('the body ended before its last chunk')
+        self._before += len(self._data) - len(rest)
+        self._data, self._position = rest + received, 0
 
-        if b';' in self._partial and not self._in_trailers and \
-                not self._partial.endswith(b'\r') and not _NOT_IN_EXTENSION.search(data):
-            self._keep(self._partial + data, 'a chunk line')  # Nothing is looked at twice
-            return b''
-
-        data, self._partial = self._partial + data, b''
-        chunks: List[bytes] = []
-        position = 0
-        while position < len(data) and not self.eof:
-            step = self._rest_of_chunk if self._due else \
-                self._trailers if self._in_trailers else self._whole_chunks
-            position = step(data, position, chunks)
-        self.unused_data = data[position:]
-        return b''.join(chunks)
-
-    def _whole_chunks(self, data: bytes, position: int, chunks: List[bytes]) -> int:
-        while True:
-            line = _CHUNK_LINE.match(data, position)
-            if not line:
-                self._keep(data[position:], 'a chunk line')
-                if not _START_OF_CHUNK_LINE.fullmatch(self._partial):
-                    raise HttpInvalidResponse('a chunk must start with its size of 1 to 16 hex '
-                                              'digits, not %s' % _shown(self._partial))
-                return len(data)
-
-            size, position = int(line[1], 16), line.end()
-            if position > line.end(1) + 2:
-                self._extensions += position - line.end(1) - 2
-                self._check_length(len(line[0]), 'a chunk line')
-                self._check_length(self._extensions, 'the chunk extensions')
-            end = position + size
-            if not size or data[end:end + 2] != b'\r\n':
-                self._in_trailers = not size
-                self._due = size and size + 2
-                return position
-            chunks.append(data[position:end])
-            position = end + 2
-
-    def _rest_of_chunk(self, data: bytes, position: int, chunks: List[bytes]) -> int:
-        end = min(position + max(self._due - 2, 0), len(data))
-        chunks.append(data[position:end])
-        self._due -= end - position
-        if self._due > 2:
-            return end
-
-        crlf = data[end:end + self._due]
-        if crlf != b'\r\n'[2 - self._due:][:len(crlf)]:
-            raise HttpInvalidResponse('a chunk must be followed by CRLF, not by %a' % crlf)
-        self._due -= len(crlf)
-        return end + len(crlf)
-
-    def _trailers(self, data: bytes, position: int, _: List[bytes]) -> int:
-        """RFC 9112 7.1.2: field lines, then an empty line."""
-        if data.startswith(b'\r\n', position):
-            self.eof = True
-            return position + 2
-
-        end = data.find(b'\r\n\r\n', position)
-        if end < 0:
-            self._keep(data[position:], 'the trailers')
-            if not _START_OF_TRAILERS.fullmatch(self._partial):
-                raise HttpInvalidResponse('the trailers must be lines that end in CRLF, not %s'
-                                          % _shown(self._partial))
-            return len(data)
-        self._check_length(end + 4 - position, 'the trailers')
-        _fields(data[position:end], 'trailers', 1)
-        self.eof = True
-        return end + 4
-
-    def _keep(self, partial: bytes, what: str) -> None:
-        self._check_length(len(partial), what)
-        self._partial = partial
-
-    def _check_length(self, length: int, what: str) -> None:
-        if length > self._limit:
-            raise HttpHeaderTooLong('%s: longer than %d bytes (max_header_length)'
-                                    % (what, self._limit))
-
-
-_Decoder = Union[_KnownLength, _UntilClose, _Chunked]
+    def _count(self, number: int, syntax: _Syntax) -> None:
+        self._limited_bytes += number
+        if self._limited_bytes > self._limit:
+            raise HttpHeaderTooLong('the %s of the body are longer than %d bytes '
+                                    '(max_header_length)' % (syntax.limited, self._limit))
 
 
 # ---- Framing and persistence (RFC 9112 6.3, 9.3) ------------------------------------------------
@@ -673,11 +666,14 @@ _Decoder = Union[_KnownLength, _UntilClose, _Chunked]
 _KEEP_ALIVE_TIMEOUT = re.compile(rb'(?:^|[,; \t])timeout=([0-9]{1,9})', re.IGNORECASE)
 
 
-def _request_decoder(framing: Dict[bytes, bytes], limit: int) -> Union[_Chunked, _KnownLength]:
-    """What holds the body of a request to its framing: the decoder that its server would use."""
-    if b'transfer-encoding' in framing:
-        return _Chunked(limit)
-    return _KnownLength(int(framing.get(b'content-length', 0)))
+def _request_decoder(framing: Dict[bytes, bytes]) -> Optional[_Decoder]:
+    """What holds the body of a request to its framing, as its server would; None for no body."""
+    length = int(framing.get(b'content-length', 0))
+    if b'transfer-encoding' not in framing and not length:
+        return None
+    decoder = _known_length(length, b'') if length else _Chunked(float('inf'), b'').decoded()
+    next(decoder)
+    return decoder
 
 
 @functools.lru_cache(maxsize=256)
@@ -691,10 +687,11 @@ def _stated_persistence(since_1_1: bool, connection: bytes, keep_alive: bytes = 
     return max(0, int(stated[1]) - 1) if stated else float('inf')
 
 
-def _response_framing(method: bytes, head: _Head, limit: int) -> Tuple[_Decoder, float]:
-    """Return what finds the end of the body, and how many seconds it lets the connection live on.
-
-    They are 0 if it can't be used again.
+def _response_framing(
+        method: bytes, head: _Head, received: bytes, limit: int,
+) -> Tuple[_Decoder, float]:
+    """Return what decodes the body, in the order of RFC 9112 6.3, and how many seconds the
+    response lets the connection live on: 0 if it can't be used again.
     """
     code, since_1_1, headers = head
     fields = dict(headers)
@@ -703,39 +700,31 @@ def _response_framing(method: bytes, head: _Head, limit: int) -> Tuple[_Decoder,
         for name, value in headers:
             _add_field(fields, name, value)
 
-    decoder = _body_decoder(method, code, fields, limit)
+    coding, length = fields.get(b'transfer-encoding'), fields.get(b'content-length')
     # RFC 9112 6.1: with both, or in HTTP/1.0, an intermediary may have seen another end
-    is_ambiguous = b'transfer-encoding' in fields and (
-        b'content-length' in fields or not since_1_1)
-    if is_ambiguous or code == b'101' or type(decoder) is _UntilClose:
-        return decoder, 0
-    return decoder, _stated_persistence(
+    is_ambiguous = coding is not None and (length is not None or not since_1_1)
+    seconds = 0 if is_ambiguous or code == b'101' else _stated_persistence(
         since_1_1, fields.get(b'connection', b''), fields.get(b'keep-alive', b''))
 
-
-def _body_decoder(method: bytes, code: bytes, fields: Dict[bytes, bytes], limit: int) -> _Decoder:
-    """In the order of RFC 9112 6.3."""
     if method == b'HEAD' or code in (b'101', b'204', b'304'):
-        return _KnownLength(0)
-
-    coding = fields.get(b'transfer-encoding')
+        return _known_length(0, received), seconds
     if coding is not None and coding.lower() == b'chunked':
-        return _Chunked(limit)
+        return _Chunked(limit, received).decoded(), seconds
     if coding is not None and coding.lower() != b'identity':
         raise HttpInvalidResponse('the transfer-encoding of the response must be chunked, not %s'
                                   % _shown(coding))
-
-    length = fields.get(b'content-length')
     if length is None:
-        return _UntilClose()
-    if length.isdigit() and len(length) < 20:
-        return _KnownLength(int(length))
+        return _until_close(received), 0
+    return _known_length(_content_length(length), received), seconds
+
+
+def _content_length(value: bytes) -> int:
     # RFC 9110 8.6: a list of the same number, over and over, is that number
-    number, *others = {member.strip(b' \t') for member in length.split(b',')}
+    number, *others = {member.strip(b' \t') for member in value.split(b',')}
     if others or not _CONTENT_LENGTH.fullmatch(number):
         raise HttpInvalidResponse('the content-length of the response must be one number, not %s'
-                                  % _shown(length))
-    return _KnownLength(int(number))
+                                  % _shown(value))
+    return int(number)
 
 
 # ---- Name resolution ----------------------------------------------------------------------------
@@ -1258,11 +1247,11 @@ class _Exchange:
         self._connection: Any = None
         self._limit = limit
         self._framing = framing
-        self._decoder = _request_decoder(framing, limit) if framing else _KnownLength(0)
+        self._decoder = _request_decoder(framing) if framing else None
         self._body = body
         self._body_arguments = body_arguments
         self._chunks: Any = None
-        self.is_ended = body is empty_async_iterator and self._decoder.eof
+        self.is_ended = body is empty_async_iterator and self._decoder is None
         self._unsent: List[Union[bytes, memoryview]] = [head]
         self._unsent_bytes = len(head)
         self._any_sent = False
@@ -1306,7 +1295,9 @@ class _Exchange:
         """Take what is received; return the final response's head if it is whole."""
         if not data:
             raise HttpConnectionClosedError('the server closed the connection %s' % (
-                'within the head of its response' if self.received else 'without a response'))
+                'within the head of its response' if self.received else
+                'after an interim response' if self._interim_responses else
+                'without a response'))
 
         searched = len(self.received)
         self.received += data
@@ -1329,7 +1320,7 @@ class _Exchange:
 
     async def _send_body(self) -> Optional[_Head]:
         head = None
-        if b'100-continue' in _tokens(self._framing.get(b'expect', b'')) and not self._decoder.eof:
+        if b'100-continue' in _tokens(self._framing.get(b'expect', b'')) and self._decoder:
             head = await self._send() or await self._continued()
         while head is None and not self.is_ended:
             await self._fill()
@@ -1464,14 +1455,16 @@ class _Exchange:
 
     def _check(self, chunk: Any) -> None:
         """Hold the body to its framing; b'' is its end."""
-        try:
-            self._decoder.decode(chunk)
-        except HttpDataError as exception:
-            # What it says of chunks that are not well-formed has bytes of the body
-            raise ValueError(
-                str(exception) if isinstance(exception, HttpConnectionClosedError) else
-                'it is not well-formed chunks (RFC 9112 7.1)') from None
-        if self._decoder.unused_data:
+        unused = chunk
+        if self._decoder is not None:
+            unused = b''
+            try:
+                self._decoder.send(chunk)
+            except StopIteration as stop:
+                self._decoder, unused = None, stop.value[1]
+            except HttpDataError as exception:
+                raise ValueError(str(exception)) from None
+        if unused:
             raise ValueError(
                 'it goes on after its last chunk' if b'transfer-encoding' in self._framing else
                 'it has more bytes than content-length says' if b'content-length' in self._framing
@@ -1540,8 +1533,8 @@ class _ResponseBody:
         '_is_read', '_release')
 
     def __init__(
-            self, received: bytes, connection: _Connection, decoder: _Decoder,
-            release: Callable[[_Connection, _Decoder], None],
+            self, connection: _Connection, decoder: _Decoder,
+            release: Callable[[_Connection, bytes], None],
     ) -> None:
         self._connection: Optional[_Connection] = connection  # None from the end of the body on
         self._finalizer: Any = None
@@ -1550,11 +1543,10 @@ class _ResponseBody:
         self._is_read = False
         self._failure: Optional[Callable[[], HttpDataError]] = None
         self._chunk = b''  # What came with the head
-        if received or decoder.eof:
-            try:
-                self._chunk = self._decoded(received)
-            except HttpDataError as exception:
-                self._fail(exception)
+        try:
+            self._chunk = self._decoded(None)
+        except HttpDataError as exception:
+            self._fail(exception)
         if self._connection is not None:
             # And not __del__: in a reference cycle the socket's own finaliser may come first
             self._finalizer = weakref.finalize(self, connection.abandon)
@@ -1602,10 +1594,14 @@ class _ResponseBody:
             raise _receive_error(exception, 'body', connection) from exception
         return chunk
 
-    def _decoded(self, data: bytes) -> bytes:
-        chunk = self._decoder.decode(data)
-        if self._decoder.eof:
-            self._release(self._detached(), self._decoder)
+    def _decoded(self, data: Any) -> bytes:
+        """Return what data decodes to. None starts the decoder, with what came after the head."""
+        try:
+            return self._decoder.send(data)
+        except StopIteration as stop:
+            chunk: bytes
+            chunk, unused = stop.value
+        self._release(self._detached(), unused)
         return chunk
 
     def _fail(self, exception: BaseException) -> None:
@@ -1746,10 +1742,11 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         seconds = exchange.persistence(http_version)
         if not seconds:
             await exchange.aclose()  # And what is unsent stays so
-        decoder, stated_seconds = _response_framing(method, head, max_header_length)
+        decoder, stated_seconds = _response_framing(
+            method, head, exchange.received, max_header_length)
         take_back = functools.partial(
             release, min(keep_alive_timeout, seconds, stated_seconds), log)
-        return head[0], head[2], _ResponseBody(exchange.received, connection, decoder, take_back)
+        return head[0], head[2], _ResponseBody(connection, decoder, take_back)
 
     def refuse_if_new(connection: _Connection, reason: Optional[BaseException]) -> None:
         # One from the pool may have been closed by its server at any time: the next one is tried
@@ -1758,10 +1755,10 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
                 'the connection was closed before anything was sent: %s' % reason) from reason
 
     def release(
-            idle_seconds: float, log: _Log, connection: _Connection, decoder: _Decoder,
+            idle_seconds: float, log: _Log, connection: _Connection, unused: bytes,
     ) -> None:
         """Take a connection back after the last byte of a response."""
-        if idle_seconds and not closed and not decoder.unused_data:
+        if idle_seconds and not closed and not unused:
             log('Keeping connection: %s', connection.key)
             pool.setdefault(connection.key, {})[connection] = None
             connection.rest(idle_seconds, drop)
