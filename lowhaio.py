@@ -1232,8 +1232,8 @@ class _Exchange:
 
     __slots__ = (
         '_any_sent', '_body', '_body_arguments', '_chunks', '_connection', '_decoder', '_failure',
-        '_framing', '_has_continued', '_interim_responses', '_limit', '_unsent', '_unsent_bytes',
-        'is_ended', 'received')
+        '_framing', '_has_continued', '_interim_responses', '_is_to_close', '_limit', '_unsent',
+        '_unsent_bytes', 'is_ended', 'received')
 
     def __init__(
             self, head: bytes, framing: Dict[bytes, bytes], limit: int,
@@ -1257,6 +1257,7 @@ class _Exchange:
         self._any_sent = False
         self._failure: Optional[OSError] = None  # Of the last attempt to send
         self._has_continued = False
+        self._is_to_close = False  # As an interim response said (RFC 9112 9.6)
         self._interim_responses = 0
 
     async def response_head(self, connection: _Connection) -> _Head:
@@ -1276,8 +1277,9 @@ class _Exchange:
 
     def persistence(self, version: bytes) -> float:
         """How many seconds the request lets the connection live on; 0 if it isn't sent whole."""
-        return 0 if self._unsent or not self.is_ended else _stated_persistence(
-            version == b'HTTP/1.1', self._framing.get(b'connection', b''))
+        if self._unsent or not self.is_ended or self._is_to_close:
+            return 0
+        return _stated_persistence(version == b'HTTP/1.1', self._framing.get(b'connection', b''))
 
     async def aclose(self) -> None:
         """Close the caller's asynchronous generator, unless it has ended."""
@@ -1313,6 +1315,7 @@ class _Exchange:
 
             searched = 0
             self._has_continued |= head[0] == b'100'
+            self._is_to_close |= b'close' in _tokens(dict(head[2]).get(b'connection', b''))
             self._interim_responses += 1
             if self._interim_responses > _MAX_INTERIM_RESPONSES:
                 raise HttpInvalidResponse('the server sent more than %d interim responses'

@@ -1414,6 +1414,8 @@ INTERIM_RESPONSES = (
     bad('field of an interim response', b'HTTP/1.1 103 A\r\na : b\r\n\r\n' + OK, 'line 2',
         'byte 2 '),
     bad('empty line after an interim response', CONTINUE + b'\r\n' + OK, 'line 1', 'byte 1 '),
+    good('interim response that closes (RFC 9112 9.6)',
+         b'HTTP/1.1 103 A\r\nConnection: a, Close\r\n\r\n' + OK, (LENGTH,), b'ok', False),
     early_end('interim only', CONTINUE, 'after an interim response'),
     early_end('early end after an interim response', CONTINUE + b'HTTP/1.1 2', 'within the head'),
     too_long('long interim response', b'HTTP/1.1 103 A\r\na: %b\r\n\r\n' % (b'b' * 50) + OK,
@@ -3184,6 +3186,82 @@ class FaultySocketTest(TestCase):
         exception = await self.fails(HttpDataError, self.through(
             recv=[OSError(errno.ETIMEDOUT, 'system')]), 'system')
         self.assertNotIn('socket_timeout', str(exception))
+
+
+class AttacksTest(TestCase):
+    """What is not in the tables of requests and responses."""
+
+    async def test_cve_2024_24791_unsent_body_leaves_no_connection(self):
+        async def script(peer):
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(OK)
+            assert await peer.ended() == b''
+        server = self.serve(script=script)
+        request = self.pool()
+        for _ in range(2):
+            result = await fetch(
+                request, b'PUT', server.url, body=streamed(b'abc'),
+                headers=((b'content-length', b'3'), (b'expect', b'100-continue')))
+            self.assertEqual(result[2], b'ok')
+        self.assertEqual(len(server.peers), 2)
+
+    async def test_cve_2021_3737_interim_responses_are_bounded(self):
+        for count, final in ((100, True), (101, False), (5000, False)):
+            for size in (65536, 7):
+                with self.subTest(count=count, recv_bufsize=size):
+                    server = self.serve(CONTINUE * count + OK)
+                    got = fetch(self.pool(recv_bufsize=size), b'GET', server.url)
+                    await (got if final else self.fails(
+                        HttpInvalidResponse, got, 'more than 100 interim responses'))
+
+    async def test_cve_2026_8932_tls_is_in_the_key_and_fixed_for_each_pool(self):
+        tls, plain = self.serve(OK, tls=True), self.serve(OK)
+        request = self.pool(socket_timeout=0.5)
+        await fetch(request, b'GET', tls.url)
+        await fetch(request, b'GET', plain.url)
+        with self.assertRaises(HttpError):
+            await fetch(request, b'GET', tls.url.replace('https', 'http'))
+        with self.assertRaises(HttpTlsError):
+            await fetch(request, b'GET', plain.url.replace('http', 'https'))
+        await self.fails(HttpTlsError, fetch(
+            self.pool(get_ssl_context=ssl.create_default_context), b'GET', tls.url))
+
+    async def test_cve_2022_45061_and_2024_3651_idna_takes_no_time(self):
+        start = time.process_time()
+        for host in ('\u00fc' * 10**6, '\u00fc.' * 10**6, '\u1e9b\u0323' * 10**6, 'a' * 10**6):
+            await self.fails(HttpInvalidRequest, self.pool()(b'GET', 'http://%s/' % host), '253')
+        self.assertLess(time.process_time() - start, 2)
+
+    async def test_cve_2021_33503_long_urls_take_no_time(self):
+        start = time.process_time()
+        for url in ('http://' + '@' * 10**6, 'http://' + ':' * 10**6, 'http://[' + ':' * 10**6,
+                    'http://' + '.' * 10**6, 'h' * 10**6, 'http://a/' + '%' * 10**6 + '\n',
+                    'http://' + '1.' * 10**6, 'http://a:' + '9' * 10**6):
+            await self.fails(HttpInvalidRequest, self.pool()(b'GET', url))
+        server = self.serve(OK)
+        await fetch(self.pool(max_header_length=10**8), b'GET', server.url + '/' + '%%2' * 10**6)
+        self.assertIn(b'%25%252', server.requests[0])
+        self.assertLess(time.process_time() - start, 5)
+
+    async def test_aiohttp_12953_no_timer_of_a_response_fires_on_the_idle_connection(self):
+        server = self.serve(OK)
+        request = self.pool(socket_timeout=0.05)
+        await fetch(request, b'GET', server.url)
+        await asyncio.sleep(0.2)  # Four times as long as a wait for a response may take
+        self.assertTrue(await second_request(request, server))
+
+    async def test_httpcore_1093_cancelled_requests_take_no_place(self):
+        server = self.serve()
+        request = self.pool()
+        tasks = [self.spawn(request(b'GET', server.url)) for _ in range(100)]
+        for _ in tasks:
+            await server.accept()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for peer in server.peers:
+            self.assertEqual(await peer.ended(), GET)
+        self.assertEqual((await fetch(request, b'GET', self.serve(OK).url))[2], b'ok')
 
 
 class LimitsTest(TestCase):
