@@ -232,14 +232,15 @@ _TOKEN = re.compile(_TCHAR + rb'+')
 _FIELD_VALUE_CONTROL = re.compile(rb'[\x00-\x08\x0a-\x1f\x7f]')
 
 # RFC 9110 7.2: Host = uri-host [ ":" port ]
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]*)(?::[0-9]*)?")
+_HOST = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+\]|(?:%[0-9A-Fa-f]{2}|[A-Za-z0-9\-._~!$&'()*+,;=])*)(?::[0-9]*)?")
 
 # RFC 9110 8.6; 19 digits are ten exabytes
 _CONTENT_LENGTH = re.compile(rb'[0-9]{1,19}')
 
 # RFC 3986 appendix B, with scheme and authority required
 _URL = re.compile(r'([^:/?#]*)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?')
-_URL_CONTROL = re.compile(r'[\x00-\x1f\x7f]')
+_NOT_IN_URL = re.compile(r'[\x00-\x1f\x7f\ud800-\udfff]')
 _AUTHORITY = re.compile(r'(\[[0-9A-Fa-f:.]*\]|[^:\[\]]+)(?::([0-9]{0,5}))?')
 
 # RFC 1035 2.3.1, and underscores, which names in private networks have
@@ -252,19 +253,19 @@ _NOT_IN_PATH = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*,;=:@/%]
 _NOT_IN_QUERY = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*,;=:@/%+?]")
 
 
-def _checked_url(url: str) -> str:
+def _url_parts(url: str) -> Tuple[_Origin, bytes]:
+    """Return the origin of a URL, and the request target in origin form (RFC 9112 3.2.1)."""
     if not isinstance(url, str):
         raise TypeError('the URL must be a str, not %s' % type(url).__name__)
-    return url
+    return _split_url(url) if len(url) <= 2048 else _split_url.__wrapped__(url)
 
 
 @functools.lru_cache(maxsize=1024)  # 7 us without
-def _url_parts(url: str) -> Tuple[_Origin, bytes]:
-    """Split a URL into its origin and the request target in origin form (RFC 9112 3.2.1)."""
-    control = _URL_CONTROL.search(url)
-    if control:
-        raise ValueError('the URL has a control character, %a, at index %d'
-                         % (control[0], control.start()))
+def _split_url(url: str) -> Tuple[_Origin, bytes]:
+    bad = _NOT_IN_URL.search(url)
+    if bad:
+        raise ValueError('the URL has a control character or surrogate, %a, at index %d'
+                         % (bad[0], bad.start()))
     match = _URL.fullmatch(url)
     if not match:
         raise ValueError('the URL must start with http:// or https://')
@@ -288,33 +289,48 @@ def _origin(scheme: str, authority: str) -> _Origin:
         raise ValueError('the URL has user information before its host (RFC 9110 4.2.4): send an '
                          'authorization header instead')
 
+    # What was taken for it may be a password, as in http://user:a/b@example.com
     match = _AUTHORITY.fullmatch(authority)
     if not match:
-        raise ValueError('the URL must have a host, and then no port or one of 1 to 65535, not %s'
-                         % _shown(authority))
+        raise ValueError('the URL must have a host, an IPv6 address in brackets, and after it '
+                         'nothing or a colon and a port of 1 to 65535')
     tls = scheme == 'https'
     port = int(match[2] or (443 if tls else 80))
     if not 1 <= port <= 65535:
         raise ValueError('the port of the URL must be 1 to 65535, not %d' % port)
 
     if match[1].startswith('['):
-        address = str(ipaddress.IPv6Address(match[1][1:-1]))
+        address = _address(ipaddress.IPv6Address, match[1][1:-1])
         return _Origin(tls, address, port, (address,), match[1].lower().encode())
 
     host_field = _encoded_name(match[1])
     host = host_field[:-1] if host_field.endswith('.') else host_field
     if _NUMERIC_LAST_LABEL.fullmatch(host):
-        return _Origin(tls, host, port, (str(ipaddress.IPv4Address(host)),), host_field.encode())
+        address = _address(ipaddress.IPv4Address, host)
+        return _Origin(tls, host, port, (address,), host_field.encode())
     return _Origin(tls, host, port, (), host_field.encode())
+
+
+def _address(kind: Callable[[str], Any], text: str) -> str:
+    try:
+        return str(kind(text))
+    except ValueError:
+        raise ValueError('the host of the URL is in brackets or ends in a number, but is not an '
+                         'IP address: %s' % _shown(text)) from None
 
 
 def _encoded_name(host: str) -> str:
     """Return a domain name in lower case and IDNA-encoded, with its trailing dot if it has one."""
     # The first look is before encoding, which takes the square of the length
-    name = '' if len(host) > 254 else host.lower() if host.isascii() else \
-        host.encode('idna').decode('ascii').lower()
+    if len(host) > 254:
+        raise ValueError('the host of the URL is longer than 253 bytes')
+    try:
+        name = (host if host.isascii() else host.encode('idna').decode('ascii')).lower()
+    except UnicodeError as exception:
+        raise UnicodeError('the host of the URL is not a name in IDNA: %s' % _shown(host)) \
+            from exception
     bare_name = name[:-1] if name.endswith('.') else name
-    if len(bare_name) > 253 or not name:
+    if len(bare_name) > 253:
         raise ValueError('the host of the URL is longer than 253 bytes')
     if not _NAME.fullmatch(bare_name):
         raise ValueError('the host of the URL must have labels of 1 to 63 letters, digits, - or '
@@ -324,9 +340,12 @@ def _encoded_name(host: str) -> str:
 
 def _with_params(target: bytes, params: Iterable[Any]) -> bytes:
     """Append parameters to a target, with all but RFC 3986's unreserved characters encoded."""
-    pairs = params.items() if isinstance(params, dict) else params
-    query = urllib.parse.urlencode(
-        [(name, value) for name, value in pairs], doseq=True, quote_via=urllib.parse.quote)
+    pairs = _pairs(params.items() if isinstance(params, dict) else params,
+                   'params must be a dict, or pairs of names and values')
+    try:
+        query = urllib.parse.urlencode(pairs, doseq=True, quote_via=urllib.parse.quote)
+    except UnicodeError as exception:
+        raise UnicodeError('params have what UTF-8 has not: %s' % exception) from None
     separator = '?' if b'?' not in target else '' if target.endswith((b'?', b'&')) else '&'
     return target + (separator + query).encode() if query else target
 
@@ -339,21 +358,22 @@ def _request_head(
 
     Raises ValueError or TypeError.
     """
-    if not isinstance(method, bytes) or isinstance(headers, dict):
-        raise TypeError('the method must be bytes and headers pairs of bytes, not %s and %s'
-                        % (type(method).__name__, type(headers).__name__))
+    if not isinstance(method, bytes):
+        raise TypeError("the method must be bytes, such as b'GET', not %s" % type(method).__name__)
     if _lower_token[method] == b'connect':
         raise ValueError('the method CONNECT is not supported')
 
     parts = [method, b' ', target, b' ', version, b'\r\nhost: ', host, b'\r\n']
     framing: Dict[bytes, bytes] = {}
-    for name, value in headers:
+    for name, value in _pairs(headers, _HEADERS_MESSAGE) if headers != () else ():
         # The value may be a secret: no message has it
         if not isinstance(name, bytes) or not isinstance(value, bytes):
-            raise TypeError('the header %a must be a pair of bytes, not of %s and %s'
-                            % (name, type(name).__name__, type(value).__name__))
-        if _FIELD_VALUE_CONTROL.search(value):
-            raise ValueError('the value of the header %a has a control character' % name)
+            raise TypeError('the header %s must be a pair of bytes, not of %s and %s'
+                            % (_shown(name), type(name).__name__, type(value).__name__))
+        control = _FIELD_VALUE_CONTROL.search(value)
+        if control:
+            raise ValueError('the value of the header %s has a control character, %a, at index %d'
+                             % (_shown(name), control[0], control.start()))
         parts += (name, b': ', value, b'\r\n')
         lower_name = _lower_token[name]
         if lower_name in _REQUEST_FRAMING:
@@ -367,6 +387,16 @@ def _request_head(
     return b''.join(parts), framing
 
 
+def _pairs(pairs: Any, message: str) -> List[Tuple[Any, Any]]:
+    try:
+        if not isinstance(pairs, dict):
+            return [(name, value) for name, value in pairs]
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(message)
+
+
+_HEADERS_MESSAGE = "headers must be pairs of bytes, such as ((b'name', b'value'),), and not a dict"
 _REQUEST_FRAMING = frozenset(
     (b'host', b'content-length', b'transfer-encoding', b'connection', b'expect'))
 
@@ -380,8 +410,8 @@ class _LowerTokens(Dict[bytes, bytes]):
 
     def __missing__(self, token: bytes) -> bytes:
         if not _TOKEN.fullmatch(token):
-            raise ValueError('a method or header name must be a token (RFC 9110 5.6.2), not %s'
-                             % _shown(token))
+            raise ValueError("a method or header name must be a token, of letters, digits and "
+                             "!#$%%&'*+-.^_`|~ (RFC 9110 5.6.2), not %s" % _shown(token))
         lower_token = token.lower()
         if len(token) <= 64:
             if len(self) == 512:
@@ -401,12 +431,16 @@ def _check_framing(version: bytes, framing: Dict[bytes, bytes]) -> None:
         raise ValueError('the header content-length must be given once, as a number')
 
     if b'transfer-encoding' in framing:
+        if b'content-length' in framing:
+            raise ValueError('the header transfer-encoding must not be given with content-length '
+                             '(RFC 9112 6.1)')
+        if version == b'HTTP/1.0':
+            raise ValueError('HTTP/1.0 has no transfer-encoding (RFC 9112 6.1)')
         codings = _tokens(framing[b'transfer-encoding'])
-        if b'content-length' in framing or version == b'HTTP/1.0':
-            raise ValueError('the header transfer-encoding must not be given with content-length, '
-                             'or in HTTP/1.0 (RFC 9112 6.1)')
-        if codings[-1] != b'chunked' or codings.count(b'chunked') > 1:
-            raise ValueError('the header transfer-encoding must end in chunked (RFC 9112 6.1)')
+        if codings[-1] != b'chunked' or codings.count(b'chunked') > 1 or \
+                b'identity' in codings or not all(map(_TOKEN.fullmatch, codings)):
+            raise ValueError('the header transfer-encoding must be chunked, or a list of codings '
+                             'that ends in it (RFC 9112 6.1)')
 
 
 def _add_field(fields: Dict[bytes, bytes], name: bytes, value: bytes) -> None:
@@ -419,8 +453,10 @@ def _tokens(value: bytes) -> List[bytes]:
     return [token.strip(b' \t') for token in value.lower().split(b',')]
 
 
-def _shown(data: Union[bytes, str]) -> str:
+def _shown(data: Any) -> str:
     """Data as messages show it: escaped, and cut to a sane length."""
+    if not isinstance(data, (bytes, str)):
+        return type(data).__name__
     return '%a' % (data,) if len(data) <= 80 else '%a...' % (data[:80],)
 
 
@@ -1241,8 +1277,8 @@ class _Exchange:
             body_arguments: Tuple[Tuple[Any, ...], Dict[str, Any]],
     ) -> None:
         if not callable(body):
-            raise TypeError('body must be a function that returns an asynchronous iterable, not %s'
-                            % type(body).__name__)
+            raise TypeError('body must be a function that returns an asynchronous iterable, not '
+                            '%s: streamed(data) makes one of bytes' % type(body).__name__)
         self.received = b''  # In the end, what came after the head
         self._connection: Any = None
         self._limit = limit
@@ -1451,7 +1487,8 @@ class _Exchange:
         if type(chunk) is not bytes:
             # What is copied can't be changed before it is sent; what isn't is sent at once
             view = memoryview(chunk)
-            chunk = view.cast('B') if view.nbytes >= _PACKET_BYTES else bytes(view)
+            chunk = view.cast('B') if view.nbytes >= _PACKET_BYTES and \
+                view.c_contiguous else bytes(view)
         if chunk:
             self._check(chunk)
         return chunk
@@ -1482,6 +1519,16 @@ def _async_iterator(chunks: Any) -> AsyncIterator[Any]:
         raise TypeError('body must return an asynchronous iterable, not %s'
                         % type(chunks).__name__)
     return chunks.__aiter__()  # type: ignore[no-any-return]
+
+
+def _body_arguments(args: Any, kwargs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
+    if not args and not kwargs:
+        return (), {}
+    try:
+        return tuple(args), dict(kwargs)
+    except (TypeError, ValueError):
+        raise TypeError('body_args must be an iterable, and body_kwargs a dict or pairs of names '
+                        'and values') from None
 
 
 @types.coroutine
@@ -1708,12 +1755,12 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         if closed:
             raise HttpConnectionError('the pool is closed')
         try:
-            origin, target = _url_parts(_checked_url(url))
+            origin, target = _url_parts(url)
             block, framing = _request_head(
                 http_version, method, origin.host_field,
                 _with_params(target, params) if params else target, headers)
             exchange = _Exchange(
-                block, framing, max_header_length, body, (tuple(body_args), dict(body_kwargs)))
+                block, framing, max_header_length, body, _body_arguments(body_args, body_kwargs))
         except (TypeError, ValueError) as exception:
             raise HttpInvalidRequest(str(exception)) from exception
 
