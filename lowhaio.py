@@ -488,11 +488,9 @@ def _end_of_head(received: bytes, searched: int, limit: int) -> int:
     if (end + 4 if end >= 0 else len(received)) > limit:
         raise HttpHeaderTooLong('the head of the response is longer than %d bytes '
                                 '(max_header_length)' % limit)
-    if end < 0:
-        # What can never become a head is refused at once
-        bare_lf = _BARE_LF.search(received, max(0, searched - 1))
-        if bare_lf or not b'HTTP/1.'.startswith(received[:7]):
-            _response_head(received[:bare_lf.end()] if bare_lf else received)
+    if end < 0 and (
+            not b'HTTP/1.'.startswith(received[:7]) or _BARE_LF.search(received, searched)):
+        _response_head(received)  # Raises: this can never become a head
     return end
 
 
@@ -666,9 +664,9 @@ class _Chunked:
         """Return the match of a line, once it is whole."""
         match = syntax.whole.match(self._data, self._position)
         while not match:
-            start = syntax.start.match(self._data, self._position)
-            if not start or start.end() < len(self._data):
-                index = start.end() if start else self._position
+            start: Any = syntax.start.match(self._data, self._position)
+            index = start.end()
+            if index < len(self._data):
                 raise HttpInvalidResponse('byte %d of the chunked body is %a, where %s must be' % (
                     self._before + index + 1, self._data[index:index + 1], syntax.name))
             rest = b''.join(filter(None, start.groups()))
