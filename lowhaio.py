@@ -949,7 +949,7 @@ class _Connection:
         return self._completed(self.look, seconds)
 
     async def receive_more(self) -> bytes:
-        """The same within a body, where more has probably arrived already."""
+        """The same where more has probably arrived already, as within a body."""
         if self.credit <= 0:
             await self.give_turn()
         data = self.look()
@@ -1303,8 +1303,10 @@ class _Exchange:
                 head = await self._send_body()
             elif not self._flush():
                 head = await self._send()
+            else:
+                head = self._fed(await connection.receive())  # There can be nothing yet
             while head is None:
-                head = self._fed(await connection.receive())
+                head = self._fed(await connection.receive_more())
         except (OSError, asyncio.TimeoutError) as exception:
             raise _receive_error(exception, 'head', connection) from exception
         return head
@@ -1349,7 +1351,8 @@ class _Exchange:
 
             searched = 0
             self._has_continued |= head[0] == b'100'
-            self._is_to_close |= b'close' in _tokens(dict(head[2]).get(b'connection', b''))
+            self._is_to_close |= b'close' in _tokens(b','.join(
+                value for name, value in head[2] if name == b'connection'))
             self._interim_responses += 1
             if self._interim_responses > _MAX_INTERIM_RESPONSES:
                 raise HttpInvalidResponse('the server sent more than %d interim responses'

@@ -42,6 +42,7 @@ from pathlib import Path
 from unittest import mock
 
 import aiodnsresolver
+import h11
 from aiodnsresolver import TYPES
 
 import lowhaio
@@ -2241,6 +2242,9 @@ INTERIM_RESPONSES = (
     bad('empty line after an interim response', CONTINUE + b'\r\n' + OK, 'line 1', 'byte 1 '),
     good('interim response that closes (RFC 9112 9.6)',
          b'HTTP/1.1 103 A\r\nConnection: a, Close\r\n\r\n' + OK, (LENGTH,), b'ok', False),
+    good('interim response that closes, in one of several fields',
+         b'HTTP/1.1 103 A\r\nconnection: close\r\nconnection: a\r\n\r\n' + OK, (LENGTH,), b'ok',
+         False),
     early_end('interim only', CONTINUE, 'after an interim response'),
     early_end('early end after an interim response', CONTINUE + b'HTTP/1.1 2', 'within the head'),
     too_long('long interim response', b'HTTP/1.1 103 A\r\na: %b\r\n\r\n' % (b'b' * 50) + OK,
@@ -2701,6 +2705,526 @@ class ResponseTest(TestCase):
             request = self.pool(http_version=b'HTTP/1.0')
             await fetch(request, b'GET', server.url, headers=headers)
             self.assertIs(await second_request(request, server), reused)
+
+
+# ---- h11 as an oracle ----
+
+
+class Case(typing.NamedTuple):
+    """A response, and how it comes."""
+
+    data: bytes
+    method: bytes = b'GET'
+    closes: bool = False  # Whether the server does after the last byte
+    cuts: typing.Tuple[int, ...] = ()  # The sizes of the segments that it arrives in
+
+
+class Outcome(typing.NamedTuple):
+    code: bytes = b''
+    headers: typing.Tuple[typing.Tuple[bytes, bytes], ...] = ()
+    body: bytes = b''
+    reused: bool = False
+
+
+REJECTION = Outcome()
+
+
+def not_reused(outcome):
+    return outcome._replace(reused=False)
+
+
+def with_controls(outcome):
+    return outcome._replace(headers=tuple(
+        (name, re.sub(rb'<(0b|0c)>', lambda match: bytes([int(match[1], 16)]), value))
+        for name, value in outcome.headers))
+
+
+class Difference(typing.NamedTuple):
+    """Where lowhaio is not to do with a response what h11 does with it.
+
+    It is to do what h11 does with another: all that matches the pattern, in parts of these kinds,
+    is replaced. What h11 then returns is what the result is made of.
+    """
+
+    name: str
+    example: Case
+    kinds: typing.Tuple[str, ...]
+    pattern: bytes
+    replacement: typing.Union[bytes, typing.Callable[[typing.Match[bytes]], bytes]]
+    rule: str  # The sentence that decides
+    result: typing.Callable[[Outcome], Outcome] = lambda outcome: outcome
+
+
+FINAL_HEADS = ('head', 'chunked head', 'identity head', 'bodyless head')
+HEADS = ('interim head', *FINAL_HEADS)
+H11_REFUSES = b'\0'
+FRAMING_FIELD = rb'(?im)^(content-length|transfer-encoding)(?=:)'
+MASKED = rb'\1-by-another-name'  # So that h11 takes it for any field
+
+DIFFERENCES = (
+    Difference(
+        'lowhaio refuses a bare LF that ends a line, h11 takes it',
+        Case(HEAD + b'a: b\ncontent-length: 2\r\n\r\nok'),
+        (*HEADS, 'trailers'), rb'(?<!\r)\n', H11_REFUSES + b'\n',
+        'RFC 9112 2.2: Although the line terminator for the start-line and fields is the sequence '
+        'CRLF, a recipient MAY recognize a single LF as a line terminator and ignore any '
+        'preceding CR.'),
+    Difference(
+        'lowhaio refuses HTTP/2.0, and h11 takes it for HTTP/1.x',
+        Case(OK.replace(b'1.1', b'2.0')),
+        HEADS, rb'\AHTTP/[02-9]', H11_REFUSES,
+        'RFC 9110 2.5: The first digit (major version) indicates the messaging syntax'),
+    Difference(
+        'lowhaio takes a code under 100 for a final one, h11 refuses it',
+        Case(OK.replace(b'200', b'099')),
+        FINAL_HEADS, rb'\A(HTTP/1\.[0-9] )0', rb'\g<1>5',
+        'RFC 9110 15: A client that receives a response with an invalid status code SHOULD '
+        'process the response as if it had a 5xx (Server Error) status code.',
+        lambda outcome: outcome._replace(code=b'0' + outcome.code[1:])),
+    Difference(
+        'lowhaio takes vertical tabs and form feeds in values and reasons, h11 refuses them',
+        Case(HEAD + b'a: b\x0bc\x0c\r\ncontent-length: 2\r\n\r\nok'),
+        (*HEADS, 'trailers'), rb'[\x0b\x0c]', lambda match: b'<%02x>' % ord(match[0]),
+        'RFC 9110 5.5: Field values containing other CTL characters are also invalid; however, '
+        'recipients MAY retain such characters for the sake of robustness when they appear within '
+        'a safe context', with_controls),
+    Difference(
+        'lowhaio looks at no framing where there is no body, h11 refuses it if it is bad',
+        Case(b'HTTP/1.1 204 A\r\ntransfer-encoding: gzip\r\n\r\n'),
+        ('interim head', 'bodyless head'), FRAMING_FIELD, MASKED,
+        'RFC 9112 6.3: Any response to a HEAD request and any response with a 1xx '
+        '(Informational), 204 (No Content), or 304 (Not Modified) status code is always '
+        'terminated by the first empty line after the header fields, regardless of the header '
+        'fields present in the message'),
+    Difference(
+        'lowhaio drops trailers that frame, h11 refuses them if they are bad',
+        Case(CHUNKED + b'0\r\ncontent-length: x\r\n\r\n'),
+        ('trailers',), FRAMING_FIELD, MASKED,
+        'RFC 9112 7.1.2: A recipient that removes the chunked coding from a message MAY '
+        'selectively retain or discard the received trailer fields.'),
+    Difference(
+        'lowhaio looks at no content-length beside chunked, h11 refuses it if it is bad',
+        Case(HEAD + b'content-length: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n'),
+        ('chunked head',), rb'(?im)^(content-length)(?=:)', MASKED,
+        'RFC 9112 6.3: If a message is received with both a Transfer-Encoding and a '
+        'Content-Length header field, the Transfer-Encoding overrides the Content-Length.'),
+    Difference(
+        'lowhaio reuses no connection after transfer-encoding with content-length, h11 does',
+        Case(HEAD + b'content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n'),
+        FINAL_HEADS, rb'(?is)\A(?=.*\ncontent-length[:-])(?=.*\ntransfer-encoding[:-])', b'',
+        'RFC 9112 6.3: Such a message might indicate an attempt to perform request smuggling '
+        '(Section 11.2) or response splitting (Section 11.1) and ought to be handled as an error.',
+        not_reused),
+    Difference(
+        'lowhaio takes identity for no transfer coding, h11 refuses it',
+        Case(HEAD + b'transfer-encoding: identity\r\n\r\nabc', closes=True),
+        ('identity head',), rb'(?im)^(transfer-encoding)(?=:)', MASKED,
+        'RFC 2616 4.4: If a Transfer-Encoding header field (section 14.41) is present and has '
+        'any value other than "identity", then the transfer-length is defined by use of the '
+        '"chunked" transfer-coding (section 3.6), unless the message is terminated by closing the '
+        'connection.'),
+    Difference(
+        'lowhaio refuses a content-length of 20 digits, h11 takes it',
+        Case(HEAD + b'content-length: 00000000000000000002\r\n\r\nok'),
+        ('head', 'identity head'),
+        rb'(?i)\ncontent-length:(?:[\d, \t]|\r\n[ \t])*(?<!\d)\d{20}(?!\d)', H11_REFUSES,
+        'RFC 9110 8.6: a recipient MUST anticipate potentially large decimal numerals and prevent '
+        'parsing errors due to integer conversion overflows'),
+    Difference(
+        'lowhaio refuses a chunk size of 17 to 20 digits, h11 takes it',
+        Case(CHUNKED + b'00000000000000000\r\n\r\n'),
+        ('chunk line',), rb'\A[0-9A-Fa-f]{17,20}(?![0-9A-Fa-f])', H11_REFUSES,
+        'RFC 9112 7.1: A recipient MUST anticipate potentially large hexadecimal numerals and '
+        'prevent parsing errors due to integer conversion overflows'),
+    Difference(
+        'lowhaio takes blanks before a chunk extension, h11 refuses them',
+        Case(CHUNKED + b'0 ;a\r\n\r\n'),
+        ('chunk line',), rb'\A([0-9A-Fa-f]+)[ \t]+;', rb'\1;',
+        'RFC 9110 5.6.3: A recipient MUST parse for such bad whitespace and remove it before '
+        'interpreting the protocol element.'),
+    Difference(
+        'lowhaio refuses a bare CR in a chunk extension, h11 takes it',
+        Case(CHUNKED + b'0;a\rb\r\n\r\n'),
+        ('chunk line',), rb';.*\r(?!\n)', H11_REFUSES,
+        'RFC 9112 2.2: A recipient of such a bare CR MUST consider that element to be invalid or '
+        'replace each bare CR with SP before processing the element or forwarding the message.'),
+    Difference(
+        'lowhaio refuses a NUL in a chunk extension, h11 takes it',
+        Case(CHUNKED + b'0;a\0\r\n\r\n'),
+        ('chunk line',), rb';.*\0', H11_REFUSES,
+        'RFC 9112 7.1.1: chunk-ext-val = token / quoted-string'),
+    Difference(
+        'lowhaio reuses a connection if HTTP/1.0 says keep-alive, h11 does not',
+        Case(b'HTTP/1.0 200 OK\r\nconnection: a, Keep-Alive\r\ncontent-length: 2\r\n\r\nok'),
+        FINAL_HEADS, rb'(?is)\AHTTP/1\.0(?!.*\ntransfer-encoding[:-])'
+        rb'(?=.*\nconnection:(?:[^\n]*,)?[ \t]*keep-alive[ \t]*[,\r])', b'HTTP/1.1',
+        'RFC 9112 9.3: If the received protocol is HTTP/1.0, the "keep-alive" connection option '
+        'is present, either the recipient is not a proxy or the message is a response, and the '
+        'recipient wishes to honor the HTTP/1.0 "keep-alive" mechanism, the connection will '
+        'persist after the current response'),
+    Difference(
+        'lowhaio reuses no connection that the server is about to close, h11 does',
+        Case(HEAD + b'keep-alive: timeout=1\r\ncontent-length: 2\r\n\r\nok'),
+        FINAL_HEADS, rb'(?is)\A(?:(?!timeout=).)*\nkeep-alive:(?:(?!timeout=)[^\n])*'
+        rb'(?<=[:,; \t])timeout=0*[01](?!\d)', rb'\g<0>',
+        'RFC 9112 9.5: Servers will usually have some timeout value beyond which they will no '
+        'longer maintain an inactive connection.', not_reused),
+    Difference(
+        'lowhaio reuses no connection after an interim response with close, h11 does',
+        Case(b'HTTP/1.1 103 A\r\nconnection: a, Close\r\n\r\n' + OK),
+        ('interim head',), rb'(?i)\nconnection:(?:[^\n]*,)?[ \t]*close[ \t]*[,\r]', rb'\g<0>',
+        'RFC 9112 9.6: A client that receives a "close" connection option MUST cease sending '
+        'requests on that connection and close the connection after reading the response message '
+        'containing the "close" connection option', not_reused),
+)
+
+
+def parts(method, data):
+    """Cut a response into heads, chunk lines, chunks, trailers and the rest, as h11 would."""
+    kind = 'interim head'
+    while kind == 'interim head':
+        head = re.match(rb'(?s).*?\n\r?\n|', data)[0]
+        kind = kind_of_head(method, head)
+        yield kind, head
+        data = data[len(head):]
+    while kind == 'chunked head':
+        line = re.match(rb'([0-9A-Fa-f]+).*\n|', data)
+        size = int(line[1] or b'0', 16)
+        end = re.compile(rb'(?s)\r?\n|.*?\n\r?\n|').match(data, line.end()).end() \
+            if not size else line.end() + size + 2
+        yield 'chunk line', line[0]
+        yield 'chunk' if size else 'trailers', data[line.end():end]
+        data = data[end:]
+        kind = 'chunked head' if size else 'rest'
+    yield 'rest', data
+
+
+def kind_of_head(method, head):
+    if re.match(rb'HTTP/[0-9]\.[0-9] 1(?!01)', head):
+        return 'interim head'
+    if method == b'HEAD' or re.match(rb'HTTP/[0-9]\.[0-9] (?:101|204|304)', head):
+        return 'bodyless head'
+    codings = re.findall(
+        rb'(?im)^transfer-encoding:(?:[ \t]|\r\n[ \t])*(.*?)[ \t]*\r\n(?![ \t])', head)
+    coding = b', '.join(codings).lower()
+    return '%s head' % coding.decode() if coding in (b'chunked', b'identity') else 'head'
+
+
+def expected(case):
+    """What lowhaio is to make of a case, whether its server closes, and the differences."""
+    pieces, differences = list(parts(case.method, case.data)), []
+    for difference in DIFFERENCES:
+        replaced = [
+            re.subn(difference.pattern, difference.replacement, piece)
+            if kind in difference.kinds else (piece, 0) for kind, piece in pieces]
+        pieces = [(kind, piece) for (kind, _), (piece, _) in zip(pieces, replaced)]
+        differences += [difference] if any(count for _, count in replaced) else []
+    outcome, closes = by_h11(case._replace(data=b''.join(piece for _, piece in pieces)))
+    for difference in differences:
+        outcome = outcome if outcome is REJECTION else difference.result(outcome)
+    return outcome, closes, differences
+
+
+def by_h11(case):
+    """What h11 makes of a case, and whether its server closes: it does if h11 waits for that."""
+    stream = io.BytesIO(case.data)
+    segments = [*filter(None, [*map(stream.read, case.cuts), stream.read()])]
+    connection = h11_client(case.method)
+    try:
+        events = list(h11_events(connection, segments + [b''] * case.closes))
+    except h11.RemoteProtocolError:
+        return REJECTION, True
+    if not any(map(is_end, events)):
+        return by_h11(case._replace(closes=True))
+
+    head = next(filter(is_final_head, events))
+    body = b''.join(event.data for event in events if type(event) is h11.Data)
+    reused = connection.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE} and \
+        connection.trailing_data == (b'', False)
+    return Outcome(b'%03d' % head.status_code, raw_headers(case), body, reused), case.closes
+
+
+def raw_headers(case):
+    """The headers as they came: h11 lowers and merges the values of those that frame."""
+    events = h11_events(h11_client(case.method), [re.sub(FRAMING_FIELD, MASKED, case.data)])
+    return tuple((name.replace(MASKED[2:], b''), value)
+                 for name, value in next(filter(is_final_head, events)).headers)
+
+
+def h11_client(method):
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1048576)
+    # With upgrade, so that a 101 is no surprise
+    connection.send(h11.Request(method=method, target='/', headers=[
+        ('host', 'localhost'), ('upgrade', 'a')]))
+    connection.send(h11.EndOfMessage())
+    return connection
+
+
+def h11_events(connection, segments):
+    event = None
+    for segment in segments:
+        connection.receive_data(segment)
+        while not is_end(event):
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                break
+            yield event
+
+
+def is_switch(event):
+    return type(event) is h11.InformationalResponse and event.status_code == 101
+
+
+def is_final_head(event):
+    return type(event) is h11.Response or is_switch(event)
+
+
+def is_end(event):
+    return type(event) is h11.EndOfMessage or is_switch(event)
+
+
+# Of each, what comes first is good, and taken most often
+VERSIONS = (b'HTTP/1.1',) * 15 + (b'HTTP/1.0',) * 4 + (b'HTTP/1.2', b'HTTP/2.0')
+CODES = (b'200',) * 15 + (b'204', b'304', b'101', b'404', b'000', b'2x0')
+REASONS = (b' OK', b' ', b'', b' Not  Found', b' \xff\t:', b' \x0b', b'\t', b' a\0')
+LINES = (
+    b'a: b', b'A:b', b'a: \t b c\t ', b'b:', b'set-cookie: a="\\", b"', b'a: b\r\n c',
+    b'c: d \r\n\t e\r\n f', b'connection: close', b'connection: a,\tClose', b'connection: ,close,',
+    b'connection: keep-alive', b'Connection: a, Keep-Alive', b'keep-alive: timeout=1',
+    b'keep-alive: max=5, timeout=20', b'a: \x01\x7f\xff', b'a: \x0bb\x0c', b'content-length: 2',
+    b'transfer-encoding: chunked', b'a : b', b'a', b': b', b' a: b', b'a: b\rc', b'a: b\0')
+EXTENSIONS = (b'', b';a', b';a="\x01 b" ', b' \t', b' ;a=b', b';a\rb', b';\0', b';a\nb', b'g')
+TRAILERS = (b'', b'a: b\r\n', b'A:\r\nb: c\r\n d\r\n', b'transfer-encoding: gzip\r\n',
+            b'content-length: 1\r\ncontent-length: 2\r\n', b'a : b\r\n', b'a: b\n')
+ODD_BYTES = (*(bytes([byte]) for byte in b'\0\1\t\n\r\x0b\x0c "(),:;=-+0129aAfF\x7f\x80\xff'),
+             b'\r\n', b'\r\n ', b'\n\n', b'\r\n\r\n', b' \t')
+
+
+def mostly_first(chance, choices):
+    return chance.choice(choices[:chance.choice((1, 1, 1, 2, 4, 99))])
+
+
+def generated_response(chance):
+    some = chance.choice
+    body = bytes(chance.choices(b'ab\r\n0:', k=chance.randrange(20)))
+    chunks, size = generated_chunks(chance, body), b'%d' % len(body)
+    length, coding = b'Content-Length: ' + size, b'transfer-encoding: chunked'
+    framing, payload = some((
+        ([length], body), ([length, length.lower()], body), ([length + b' ,' + size], body),
+        ([b'content-length:' + size.zfill(some((2, 19, 20, 21)))], body),
+        ([b'content-length:' + some((b'5, ', b'+', b'1')) + size], body), ([], body),
+        ([b'transfer-encoding: ' + some((b'identity', b'gzip', b''))], body),
+        ([coding], chunks), ([coding], chunks), ([coding.upper()], chunks), ([coding], chunks),
+        ([coding, b'content-length: ' + some((b'x', b'1'))], chunks),
+        ([coding, coding], chunks), ([coding + b', gzip'], chunks)))
+    lines = chance.choices(LINES[:some((7, 14, 14, 99))], k=chance.randrange(4)) + framing
+    chance.shuffle(lines)
+    lines.insert(0, some(VERSIONS) + b' ' + some(CODES) + mostly_first(chance, REASONS))
+    interim = some((b'', b'', CONTINUE, b'HTTP/1.1 103 A\r\na: b\r\ncontent-length: x\r\n\r\n'))
+    after = mostly_first(chance, (b'', b'x', OK))
+    return interim + b'\r\n'.join(lines) + b'\r\n\r\n' + payload + after
+
+
+def generated_chunks(chance, body):
+    lines = []
+    while body:
+        size = chance.randint(1, len(body))
+        lines.append(b'%b%b\r\n%b\r\n' % (
+            mostly_first(chance, (b'%x', b'%X', b'%016x', b'%03x', b'%017x')) % size,
+            mostly_first(chance, EXTENSIONS), body[:size]))
+        body = body[size:]
+    return b'%b0%b\r\n%b\r\n' % (
+        b''.join(lines), mostly_first(chance, EXTENSIONS), mostly_first(chance, TRAILERS))
+
+
+def mutated(chance, data):
+    for _ in range(chance.choice((1, 1, 1, 2, 3))):
+        # Nearer to the head than to the end
+        start = min(chance.randint(0, len(data)), chance.randint(0, len(data)))
+        end = start + chance.choice((0, 1, 1, 2, 9))
+        insert = chance.choice((b'', data[start:end] * 2, *[chance.choice(ODD_BYTES)] * 3))
+        data = data[:start] + insert + data[end:]
+    return data if chance.randrange(9) else data[:chance.randint(0, len(data))]
+
+
+def generated_cases(seed, number):
+    chance = random.Random(seed)
+    for row in RESPONSES:
+        yield Case(row.data, row.method, row.closes)
+    for _ in range(number):
+        row, kind = chance.choice(RESPONSES), chance.randrange(5)
+        method = row.method if kind == 0 else chance.choice((b'GET', b'GET', b'HEAD'))
+        data = row.data if kind == 0 else generated_response(chance)
+        data = mutated(chance, data) if kind < 2 else data
+        cuts = tuple(chance.randint(1, len(data) // 2 + 1) for _ in range(chance.randrange(4)))
+        yield Case(data, method, not chance.randrange(5), cuts)
+
+
+class OracleOfResponsesTest(TestCase):
+    """What lowhaio makes of responses, but for the differences, is what h11 does."""
+
+    def serve_cases(self):
+        async def answer(peer):
+            await peer.send(self.case.data)
+            if self.closes:
+                peer.close()
+
+        def get_sock():
+            self.sock = SegmentedSocket(socket.AF_INET, socket.SOCK_STREAM)
+            self.sock.segments = list(self.case.cuts)
+            return self.sock
+
+        self.sock = None
+        self.server = self.serve(answer)
+        self.request = self.pool(get_sock=get_sock, socket_timeout=5)
+
+    async def by_lowhaio(self, case, closes):
+        self.case, self.closes = case, closes
+        if self.sock is not None:
+            self.sock.segments = list(case.cuts)  # It may be used again
+        try:
+            outcome = Outcome(*await fetch(self.request, case.method, self.server.url))
+        except (HttpConnectionClosedError, HttpInvalidResponse):
+            outcome = REJECTION
+        self.sock.segments = []
+        await self.turns()  # What was to come later has arrived
+        return outcome._replace(reused=self.sock.fileno() != -1)
+
+    async def check(self, case):
+        outcome, closes, differences = expected(case)
+        names = [difference.name for difference in differences]
+        self.assertEqual(await self.by_lowhaio(case, closes), outcome, (case, names))
+        return names
+
+    async def test_generated_responses(self):
+        self.serve_cases()
+        for case in generated_cases(seed=1, number=1500):
+            await self.check(case)
+
+    async def test_each_difference_is_one(self):
+        self.serve_cases()
+        for difference in DIFFERENCES:
+            with self.subTest(difference.name):
+                self.assertIn(difference.name, await self.check(difference.example))
+                self.assertNotEqual(
+                    by_h11(difference.example)[0], expected(difference.example)[0])
+
+
+class Sent(typing.NamedTuple):
+    """A request, and what a server is to make of it."""
+
+    method: bytes = b'GET'
+    tail: str = ''  # Of the URL
+    target: bytes = b'/'
+    params: typing.Tuple[typing.Tuple[str, str], ...] = ()
+    headers: typing.Tuple[typing.Tuple[bytes, bytes], ...] = ()
+    chunks: typing.Tuple[bytes, ...] = ()  # What the body yields
+    content: bytes = b''
+
+
+TEXTS = (  # And how they are encoded in a path, a query and a parameter
+    ('a', 'a', 'a', 'a'), ('\u00fc', '%C3%BC', '%C3%BC', '%C3%BC'),
+    ('\U0001f600', '%F0%9F%98%80', '%F0%9F%98%80', '%F0%9F%98%80'), (' ', '%20', '%20', '%20'),
+    ('%41', '%41', '%41', '%2541'), ('%g', '%25g', '%25g', '%25g'), ('+', '%2B', '+', '%2B'),
+    ('/', '/', '/', '%2F'), ('//..', '//..', '//..', '%2F%2F..'), (';@:', ';@:', ';@:',
+     '%3B%40%3A'),
+    ("!$'()*,", "!$'()*,", "!$'()*,", '%21%24%27%28%29%2A%2C'), ('-._~', '-._~', '-._~', '-._~'),
+    ('"<>\\^`{|}[]', *['%22%3C%3E%5C%5E%60%7B%7C%7D%5B%5D'] * 3), ('=', '=', '=', '%3D'))
+
+SENT_REQUESTS = (
+    Sent(), Sent(b'HEAD'), Sent(b'OPTIONS', '/*', b'/*'), Sent(b'get', '?', b'/?'),
+    Sent(tail='?a#b', target=b'/?a'), Sent(tail='/a?b', target=b'/a?b&c=d', params=(('c', 'd'),)),
+    Sent(TCHARS, headers=((TCHARS.upper(), b'a'), (b'b', b''), (b'B', b' \tc d\t '))),
+    Sent(b'POST', headers=((b'content-length', b'0'),)),
+    Sent(b'PUT', headers=((b'Content-Length', b'5'),), chunks=(b'ab', b'', b'cde'),
+         content=b'abcde'),
+    Sent(b'POST', headers=((b'content-length', b'18'),), chunks=(GET[:18],), content=GET[:18]),
+    Sent(b'POST', headers=((b'expect', b'100-continue'), LENGTH), chunks=(b'ok',), content=b'ok'),
+    Sent(b'POST', headers=((b'Transfer-Encoding', b'chunked'),), chunks=(b'0\r\n\r\n',)),
+    Sent(b'POST', headers=((b'transfer-encoding', b'chunked'),), content=b'ok',
+         chunks=(b'2;a="b"\r', b'\nok\r\n0\r\na: b\r\n\r\n')),
+    Sent(b'POST', headers=((b'transfer-encoding', b'chunked'),), chunks=(chunked(GET),),
+         content=GET),
+    Sent(headers=((b'connection', b'close'),)), Sent(),
+)
+
+
+def generated_request(chance):
+    path, query, param = (chance.choices(TEXTS, k=chance.randrange(5)) for _ in range(3))
+    value, encoded = (''.join(text[column] for text in param) for column in (0, 3))
+    target = '/' + ''.join(text[1] for text in path) + '?a' + ''.join(text[2] for text in query)
+    tail = '/' + ''.join(text[0] for text in path) + '?a' + ''.join(text[0] for text in query)
+    content = bytes(chance.choices(b'\0\r\n0aZ\xff', k=chance.randrange(30)))
+    cut = chance.randint(0, len(content))
+    framing, body = chance.choice((
+        ((b'content-length', b'%d' % len(content)), content),
+        ((b'transfer-encoding', b'chunked'),
+         chunked(*filter(None, (content[:cut], content[cut:]))))))
+    headers = [framing, *((
+        bytes(chance.choices(TCHARS + b'ABCXYZ', k=chance.randint(1, 9))) + b'-',
+        bytes(chance.choices(b'\t !"a,:;=\\~\x80\xff', k=chance.randrange(9))))
+        for _ in range(chance.randrange(5)))]
+    chance.shuffle(headers)
+    return Sent(
+        bytes(chance.choices(TCHARS, k=5)), tail + '#f', (target + '&b=' + encoded).encode(),
+        (('b', value),), tuple(headers), (body[:cut], body[cut:]), content)
+
+
+class OracleOfRequestsTest(TestCase):
+    """What lowhaio sends is, to h11, exactly the requests that were asked for."""
+
+    async def read_by_h11(self, peer):
+        connection, events = h11.Connection(h11.SERVER), []
+        data = await peer.receive()
+        while data:
+            events += h11_events(connection, [data])
+            answer = b''
+            if connection.they_are_waiting_for_100_continue:
+                answer = connection.send(h11.InformationalResponse(status_code=100, headers=[]))
+            elif is_end(events[-1]):
+                assert connection.trailing_data == (b'', False), connection.trailing_data
+                self.read.append(events)
+                answer = connection.send(h11.Response(
+                    status_code=200, headers=[('content-length', '0')]))
+                answer += connection.send(h11.EndOfMessage())
+            await peer.send(answer)
+            if connection.our_state is h11.MUST_CLOSE:
+                return
+            if connection.our_state is h11.DONE:
+                connection.start_next_cycle()
+                events = []
+            data = await peer.receive()
+        assert not events, events
+
+    async def check(self, sent, connections=1, **kwargs):
+        """Send requests one after another."""
+        self.read = []
+        server = self.serve(script=self.read_by_h11)
+        request, close = self.pool_and_close(**kwargs)
+        for number, (method, tail, target, params, headers, chunks, content) in enumerate(sent):
+            result = await fetch(
+                request, method, server.url + tail, params=params, headers=headers,
+                body=chunks_of, body_args=chunks)
+            self.assertEqual((result[0], result[2]), (b'200', b''))
+            head, *data, _ = self.read[number]
+            self.assertEqual((head.method, head.target), (method, target))
+            self.assertEqual(b'HTTP/' + head.http_version, kwargs.get('http_version', b'HTTP/1.1'))
+            self.assertEqual(head.headers.raw_items(), [
+                (b'host', b'localhost'), *((name, value.strip()) for name, value in headers)])
+            self.assertEqual(b''.join(event.data for event in data), content)
+        await close()
+        self.assertEqual((len(self.read), len(server.peers)), (len(sent), connections))
+
+    async def test_requests_are_read_as_they_were_meant(self):
+        await self.check(SENT_REQUESTS, connections=2)
+
+    async def test_generated_requests(self):
+        chance = random.Random(1)
+        await self.check([generated_request(chance) for _ in range(200)])
+
+    async def test_requests_of_http_1_0(self):
+        await self.check([Sent(), Sent(b'PUT', headers=(LENGTH,), chunks=(b'ok',), content=b'ok')],
+                         connections=2, http_version=b'HTTP/1.0')
 
 
 # ---- Name resolution ----
@@ -4019,6 +4543,21 @@ class AttacksTest(TestCase):
         for peer in server.peers:
             self.assertEqual(await peer.ended(), GET)
         self.assertEqual((await fetch(request, b'GET', self.serve(OK).url))[2], b'ok')
+
+
+class ResetTest(TestCase):
+    """uvloop tells of a reset once, along with the bytes that came before it."""
+
+    async def test_reset_after_a_head_in_parts_is_noticed_at_once(self):
+        for data in (OK, CHUNKED + chunked(b'a'), CONTINUE + OK, HEAD + b'a: b'):
+            for headers in ((), ((b'content-length', b'3'), (b'expect', b'100-continue'))):
+                with self.subTest(data=data, headers=headers):
+                    start = time.monotonic()
+                    with contextlib.suppress(HttpConnectionClosedError):
+                        await fetch(self.pool(recv_bufsize=7), b'PUT',
+                                    self.serve(resetting(data)).url, headers=headers,
+                                    body=streamed(b'abc' if headers else b''))
+                    self.assertLess(time.monotonic() - start, 3)  # socket_timeout is 10
 
 
 class LimitsTest(TestCase):
