@@ -511,24 +511,30 @@ def _status(line: bytes) -> Tuple[bytes, bool]:
 
 
 def _fields(lines: bytes) -> _Fields:
-    """Parse field lines, without a regular expression: that takes three times as long."""
-    is_folded = b'\r\n ' in lines or b'\r\n\t' in lines
-    unfolded = _OBS_FOLD.sub(b' ', lines) if is_folded else lines
     try:
-        # splitlines also splits at bare CRs and LFs: there are none if all line ends are two bytes
-        line_list = unfolded.splitlines()
-        if sum(map(len, line_list)) + 2 * len(line_list) != len(unfolded) + 2 or \
-                b'\0' in unfolded or unfolded.endswith((b'\r', b'\n')):
-            raise ValueError
-        fields = tuple([
-            (_lower_token[name], value.strip(b' \t'))
-            for name, colon, value in map(bytes.partition, line_list, itertools.repeat(b':'))
-            if colon])
-        if len(fields) < len(line_list):
-            raise ValueError
-        return fields
+        return _unfolded_fields(lines)
+    except ValueError:
+        pass
+    try:
+        return _unfolded_fields(_OBS_FOLD.sub(b' ', lines))
     except ValueError:
         raise _field_error(lines) from None
+
+
+def _unfolded_fields(lines: bytes) -> _Fields:
+    """Parse field lines, without a regular expression: that takes three times as long."""
+    # splitlines also splits at bare CRs and LFs: there are none if all line ends are two bytes
+    line_list = lines.splitlines()
+    if sum(map(len, line_list)) + 2 * len(line_list) != len(lines) + 2 or \
+            b'\0' in lines or lines.endswith((b'\r', b'\n')):
+        raise ValueError
+    fields = tuple([
+        (_lower_token[name], value.strip(b' \t'))
+        for name, colon, value in map(bytes.partition, line_list, itertools.repeat(b':'))
+        if colon])
+    if len(fields) < len(line_list):
+        raise ValueError
+    return fields
 
 
 def _field_error(lines: bytes) -> HttpInvalidResponse:
@@ -551,12 +557,12 @@ def _line_error(
 
 # ---- Body decoders (RFC 9112 6, 7.1) ------------------------------------------------------------
 #
-# Generators. They start with what came after a head; are sent what is received, b'' at the end of
-# the connection; yield what that decodes to; and once the last byte of the body has arrived,
-# return what it decodes to and what came after it.
+# Generators. They start with what came after a head, and are sent what is received: b'' at the end
+# of the connection. They yield what that decodes to, and what came after the last byte of the
+# body: None until that has arrived.
 
 
-_Decoder = Generator[bytes, bytes, Tuple[bytes, bytes]]
+_Decoder = Generator[Tuple[bytes, Optional[bytes]], bytes, None]
 
 
 def _known_length(length: int, data: bytes) -> _Decoder:
@@ -564,19 +570,19 @@ def _known_length(length: int, data: bytes) -> _Decoder:
     remaining = length
     while len(data) < remaining:
         remaining -= len(data)
-        data = yield data
+        data = yield data, None
         if not data:
             raise HttpConnectionClosedError('the body ended after %d of its %d bytes'
                                             % (length - remaining, length))
-    return data[:remaining], data[remaining:]
+    yield data[:remaining], data[remaining:]
 
 
 def _until_close(data: bytes) -> _Decoder:
     """A body that ends with its connection (RFC 9112 6.3)."""
-    data = yield data
+    data = yield data, None
     while data:
-        data = yield data
-    return b'', b''
+        data = yield data, None
+    yield b'', b''
 
 
 class _Syntax(NamedTuple):
@@ -639,9 +645,9 @@ class _Chunked:
             else:
                 self._position = start
                 yield from self._rest_of_chunk(size) if size else self._trailers()
-        return b''.join(self._chunks), self._data[self._position:]
+        yield b''.join(self._chunks), self._data[self._position:]
 
-    def _rest_of_chunk(self, size: int) -> Generator[bytes, bytes, None]:
+    def _rest_of_chunk(self, size: int) -> _Decoder:
         end = self._position + size
         while end > len(self._data):
             self._chunks.append(self._data[self._position:])
@@ -651,7 +657,7 @@ class _Chunked:
         self._position = end
         yield from self._whole(_END_OF_CHUNK)
 
-    def _trailers(self) -> Generator[bytes, bytes, None]:
+    def _trailers(self) -> _Decoder:
         self._limited_bytes = 0
         syntax = _TRAILER
         line = b''
@@ -660,7 +666,9 @@ class _Chunked:
             self._count(len(line), syntax)
             syntax = _NEXT_TRAILER
 
-    def _whole(self, syntax: _Syntax) -> Generator[bytes, bytes, re.Match[bytes]]:
+    def _whole(
+            self, syntax: _Syntax,
+    ) -> Generator[Tuple[bytes, Optional[bytes]], bytes, re.Match[bytes]]:
         """Return the match of a line, once it is whole."""
         match = syntax.whole.match(self._data, self._position)
         while not match:
@@ -676,11 +684,11 @@ class _Chunked:
         self._position = match.end()
         return match
 
-    def _more(self, rest: bytes) -> Generator[bytes, bytes, None]:
+    def _more(self, rest: bytes) -> _Decoder:
         """Hand over what is decoded, and go on with what is received then, after the rest."""
         decoded = b''.join(self._chunks)
         self._chunks.clear()
-        received = yield decoded
+        received = yield decoded, None
         if not received:
             raise HttpConnectionClosedError('the body ended before its last chunk')
         self._before += len(self._data) - len(rest)
@@ -753,6 +761,8 @@ def _response_framing(
 
 
 def _content_length(value: bytes) -> int:
+    if _CONTENT_LENGTH.fullmatch(value):
+        return int(value)
     # RFC 9110 8.6: a list of the same number, over and over, is that number
     number, *others = {member.strip(b' \t') for member in value.split(b',')}
     if others or not _CONTENT_LENGTH.fullmatch(number):
@@ -1498,13 +1508,12 @@ class _Exchange:
         """Hold the body to its framing; b'' is its end."""
         unused = chunk
         if self._decoder is not None:
-            unused = b''
             try:
-                self._decoder.send(chunk)
-            except StopIteration as stop:
-                self._decoder, unused = None, stop.value[1]
+                _, unused = self._decoder.send(chunk)
             except HttpDataError as exception:
                 raise ValueError(str(exception)) from None
+            if unused is not None:
+                self._decoder = None
         if unused:
             raise ValueError(
                 'it goes on after its last chunk' if b'transfer-encoding' in self._framing else
@@ -1647,12 +1656,9 @@ class _ResponseBody:
 
     def _decoded(self, data: Any) -> bytes:
         """Return what data decodes to. None starts the decoder, with what came after the head."""
-        try:
-            return self._decoder.send(data)
-        except StopIteration as stop:
-            chunk: bytes
-            chunk, unused = stop.value
-        self._release(self._detached(), unused)
+        chunk, unused = self._decoder.send(data)
+        if unused is not None:
+            self._release(self._detached(), unused)
         return chunk
 
     def _fail(self, exception: BaseException) -> None:

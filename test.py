@@ -2598,10 +2598,15 @@ RESPONSES = (*STATUS_LINES, *FIELD_LINES, *INTERIM_RESPONSES, *KNOWN_LENGTHS, *N
 class SegmentedSocket(socket.socket):
     """Receives bytes as if they arrived in segments of the given sizes, and then the rest.
 
-    What is of the next segment has not arrived yet when it is asked for the first time.
+    What is of the next segment has not arrived yet when it is asked for the first time. Closing
+    resets the connection: the system has not enough ports to keep one for a minute after each.
     """
 
     segments = ()
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
 
     def recv(self, size):
         if not self.segments:
