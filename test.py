@@ -1071,6 +1071,7 @@ TARGETS = (
     sent_target('query and fragment', '/a?b#c', b'/a?b'),
     sent_target('empty query', '/?', b'/?'),
     sent_target('empty query and fragment', '/a?#', b'/a?'),
+    sent_target('query with colons and at signs', '/?a:b@c', b'/?a:b@c'),
     sent_target('query with question marks and slashes', '/?/??', b'/?/??'),
     sent_target('query of several parts', '/?a=b&c;d=&=&', b'/?a=b&c;d=&=&'),
     sent_target('two slashes first', '//a', b'//a'),
@@ -1167,6 +1168,7 @@ HOSTS = (
     sent_host('host with a trailing dot', 'a.test.', b'a.test.', 'a.test'),
     sent_host('host with digits', '3com.4test', b'3com.4test'),
     sent_host('host whose first label is a number', '127.test', b'127.test'),
+    sent_host('labels with every digit', 'a0123456789.b0123456789', b'a0123456789.b0123456789'),
     sent_host('host with underscores', '_a_._b_', b'_a_._b_'),
     sent_host('host with hyphens', '-a-.b--c', b'-a-.b--c'),
     sent_host('host of one letter', 'a', b'a'),
@@ -1249,6 +1251,9 @@ FIELDS = (
     sent_fields('host given empty', b'host: \r\n', (b'host', b'')),
     sent_fields('host given as an IPv6 literal', b'host: [::ffFF:1.2.3.4]:81\r\n',
                 (b'host', b'[::ffFF:1.2.3.4]:81')),
+    *(sent_fields('host given as %s' % host.decode(), b'host: %b\r\n' % host, (b'host', host))
+      for host in (b'[0123:4567:89ab:cdef:ABCD:EF::]', b'a-b',
+                   b'%01%23%45%67%89%ab%cd%ef%AB%CD%EF')),
     sent_fields('host given with every character of a name',
                 b"host: aZ09-._~%41!$&'()*+,;=\r\n", (b'host', b"aZ09-._~%41!$&'()*+,;=")),
     sent_fields('header that ends as host does', b'host: localhost\r\nx-host: b\r\n',
@@ -1417,11 +1422,12 @@ class SentTest(TestCase):
         self.assertEqual(server.requests, [
             b'GET /?a=%26&b=%3D HTTP/1.1\r\nhost: localhost\r\nc: d\r\ne: f\r\n\r\n'])
 
-    async def test_ports_default_to_80_and_443(self):
-        ports = []
+    async def test_every_digit_of_an_ipv6_address_counts_and_ports_default_to_80_and_443(self):
+        addresses, ports = [], []
 
         class Sock(socket.socket):
             def connect_ex(self, address):
+                addresses.append(address[0])
                 ports.append(address[1])
                 return errno.ECONNREFUSED
 
@@ -1436,6 +1442,9 @@ class SentTest(TestCase):
                     'http://localhost:00080'):
             await self.fails(HttpConnectionError, request(b'GET', url))
         self.assertEqual(ports, [80, 443, 80, 443, 80, 443, 80, 1, 65535, 80])
+        for literal in ('123:4567:89ab:cdef::', '::ABCD:EF01'):
+            await self.fails(HttpConnectionError, request(b'GET', 'http://[%s]' % literal))
+        self.assertEqual(addresses[-2:], ['123:4567:89ab:cdef::', '::abcd:ef01'])
 
     async def test_expectation_without_a_body_is_not_waited_for(self):
         async def script(peer):
@@ -1596,6 +1605,7 @@ BAD_URLS = (
     *(bad_url('surrogate in the %s' % part, 'http://%s\ud800' % start, 'surrogate', "'\\ud800'",
               'index %d' % (7 + len(start)))
       for part, start in (('host', ''), ('path', 'localhost/'), ('query', 'localhost/?'))),
+    bad_url('low surrogate', 'http://localhost/\udc80', 'surrogate'),
     bad_url('CVE-2019-9740: CRLF in the query', 'http://localhost:{}/?a\r\nx: sesame',
             *control_words(13, 25)),
     bad_url('CVE-2019-9947: CRLF in the path', 'http://localhost:{}/a HTTP/1.1\r\nx: sesame',
