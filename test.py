@@ -2176,7 +2176,7 @@ FIELD_LINES = (
     bad_fields('no name', b': a', 'line 2 of the head', 'byte 1 '),
     bad_fields('no name nor value', b':', 'line 2 of the head', 'byte 1 '),
     bad_fields('space before the colon (CVE-2021-22959)', b'a : b', 'line 2', 'byte 2 '),
-    bad_fields('tab before the colon', b'a\t: b', 'line 2', 'byte 2 '),
+    bad_fields('tab before the colon (CVE-2024-23829)', b'a\t: b', 'line 2', 'byte 2 '),
     bad_fields('space in a name', b'a b: c', 'line 2', 'byte 2 '),
     bad_fields('bytes over 127 in a name (CVE-2025-69224)', b'a\xff: b', 'line 2', 'byte 2 '),
     bad_fields('Kelvin sign in a name (CVE-2025-69224)',
@@ -4486,6 +4486,16 @@ class FaultySocketTest(TestCase):
 
 class AttacksTest(TestCase):
     """What is not in the tables of requests and responses."""
+
+    async def test_cve_2023_40217_plain_bytes_before_the_handshake_are_no_response(self):
+        async def at_once(peer, end):
+            await peer.send(OK)
+            end(peer)
+        for end in (Peer.close, Peer.reset):
+            server = self.serve(script=functools.partial(at_once, end=end))
+            for _ in range(20):
+                await self.fails(HttpTlsError, self.pool()(
+                    b'GET', server.url.replace('http', 'https')))
 
     async def test_cve_2024_24791_unsent_body_leaves_no_connection(self):
         async def script(peer):
