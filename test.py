@@ -18,6 +18,7 @@ import http.server
 import inspect
 import io
 import ipaddress
+import itertools
 import logging
 import os
 import random
@@ -4548,6 +4549,21 @@ class AttacksTest(TestCase):
         await fetch(self.pool(max_header_length=10**8), b'GET', server.url + '/' + '%%2' * 10**6)
         self.assertIn(b'%25%252', server.requests[0])
         self.assertLess(time.process_time() - start, 5)
+
+    async def test_16_kb_of_any_byte_anywhere_take_no_time(self):
+        self.loop.set_debug(False)
+        data = CHUNKED + b'1;a=b\r\nc\r\n0\r\nd: e\r\n\r\n'
+        places = dict.fromkeys(range(len(data) + 1), b'\0\t\n\r ",0:;=af\x80')
+        places[0] = places[len(HEAD) + 19] = bytes(range(256))
+        request = self.pool(max_header_length=10**6, get_sock=SegmentedSocket)
+        for place, some_bytes in places.items():
+            for byte, rest in itertools.product(some_bytes, (data[place:], b'\1')):
+                server = self.serve(closing(data[:place] + bytes([byte]) * 16384 + rest))
+                start = time.process_time()
+                with contextlib.suppress(HttpError):
+                    await fetch(request, b'GET', server.url)
+                self.assertLess(time.process_time() - start, 0.2, (place, byte))
+                server.close()
 
     async def test_aiohttp_12953_no_timer_of_a_response_fires_on_the_idle_connection(self):
         server = self.serve(OK)
