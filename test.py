@@ -216,9 +216,10 @@ class TestCase(unittest.TestCase):
     The test fails if lowhaio or aiodnsresolver made a task, used a thread, or left an asynchronous
     generator to the loop; if a file is open, or a timer, reader or writer is registered after the
     pools were closed; at any warning, unraisable exception, call of the loop's exception handler
-    or record of asyncio's logger; and after 20 seconds, with where the task hangs.
+    or record of asyncio's logger; and after so many seconds, with where the task hangs.
     """
 
+    seconds = TEST_SECONDS
     maxDiff = None
 
     def __init_subclass__(cls):
@@ -233,7 +234,7 @@ class TestCase(unittest.TestCase):
         gc.collect()
         files = open_files()
         self.loop = loop = Loop()
-        faulthandler.dump_traceback_later(2 * TEST_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(2 * self.seconds, exit=True)
         self.threads = threads()
         with warnings.catch_warnings(record=True) as caught, \
                 LogRecords('asyncio', logging.WARNING) as logged, \
@@ -267,7 +268,7 @@ class TestCase(unittest.TestCase):
             hangs.extend([where(task)] + [where(other) for other in asyncio.all_tasks()])
             task.cancel()
 
-        timer = self.loop.call_later(TEST_SECONDS, on_timeout)
+        timer = self.loop.call_later(self.seconds, on_timeout)
         self.loop.start_watching_tasks()
         try:
             await test(self)
@@ -2641,41 +2642,62 @@ async def second_request(request, server):
 class ResponseTest(TestCase):
     """Each row is received whole; in buffers of 7 bytes and 1; by bytes; and cut at each byte."""
 
-    async def check(self, row, segments=(), **kwargs):
-        def get_sock():
-            sock = SegmentedSocket(socket.AF_INET, socket.SOCK_STREAM)
-            sock.segments = list(segments)
-            return sock
+    seconds = 120
 
-        server = self.serve(closing(row.data) if row.closes else row.data, OK)
-        request, close = self.pool_and_close(
-            max_header_length=row.limit, socket_timeout=5, get_sock=get_sock, **kwargs)
+    async def check(self, row, segments, recv_bufsize=65536):
+        """Receive it, and see whether a second request goes out on the same connection."""
+        server, request, close = self.serve_row(row, OK, recv_bufsize=recv_bufsize)
+        self.segments = segments
+        await self.check_response(row, request, server)
+        if segments:
+            await self.turns()  # What was to come later has arrived
+        self.assertIs(await second_request(request, server), row.reused)
+        await close()
+        server.close()
+
+    async def check_cuts(self, row):
+        server, request, close = self.serve_row(row)
+        for cut in range(1, len(row.data)):
+            with self.subTest(row.name, cut=cut):
+                self.segments = [cut]
+                await self.check_response(row, request, server)
+                await self.turns()
+                self.assertIs(self.sock.fileno() != -1, row.reused)
+        await close()
+        server.close()
+
+    def serve_row(self, row, *answers, **kwargs):
+        def get_sock():
+            self.sock = SegmentedSocket(socket.AF_INET, socket.SOCK_STREAM)
+            self.sock.segments = list(self.segments)
+            return self.sock
+
+        self.sock = None
+        server = self.serve(closing(row.data) if row.closes else row.data, *answers)
+        return (server, *self.pool_and_close(
+            max_header_length=row.limit, socket_timeout=5, get_sock=get_sock, **kwargs))
+
+    async def check_response(self, row, request, server):
+        if self.sock is not None:
+            self.sock.segments = list(self.segments)  # It may be used again
         if row.error is None:
             result = await fetch(request, row.method, server.url)
             self.assertEqual(result, (row.code, row.headers, row.body))
-        else:
-            exception = await self.fails(row.error, fetch(request, row.method, server.url))
-            for words in row.words:
-                self.assertIn(words, str(exception))
-            self.assertRegex(str(exception), r'\A[ -~]{1,300}\Z')
-        if segments:
-            await self.turns()  # What was to come later has arrived
-        if row.error is None or len(segments) != 1:
-            self.assertIs(await second_request(request, server), row.reused)
-        await close()
-        server.close()
+            return
+        exception = await self.fails(row.error, fetch(request, row.method, server.url))
+        for words in row.words:
+            self.assertIn(words, str(exception))
+        self.assertRegex(str(exception), r'\A[ -~]{1,300}\Z')
 
     async def each(self, rows):
         self.loop.set_debug(False)  # It takes five times as long
         for row in rows:
             for size in (65536, 7, 1):
                 with self.subTest(row.name, recv_bufsize=size):
-                    await self.check(row, recv_bufsize=size)
+                    await self.check(row, [], size)
             with self.subTest(row.name, cut='at each byte'):
                 await self.check(row, [1] * len(row.data))
-            for cut in range(1, len(row.data)):
-                with self.subTest(row.name, cut=cut):
-                    await self.check(row, [cut])
+            await self.check_cuts(row)
 
     def test_rows_have_names_of_their_own(self):
         names = collections.Counter(row.name for row in RESPONSES)
