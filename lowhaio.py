@@ -257,6 +257,7 @@ def _url_parts(url: str) -> Tuple[_Origin, bytes]:
     """Return the origin of a URL, and the request target in origin form (RFC 9112 3.2.1)."""
     if not isinstance(url, str):
         raise TypeError('the URL must be a str, not %s' % type(url).__name__)
+    # Long ones would fill the memory
     return _split_url(url) if len(url) <= 2048 else _split_url.__wrapped__(url)
 
 
