@@ -893,9 +893,9 @@ class _Connection:
 
     __slots__ = (
         '_background', '_bufsize', '_deadline', '_fileno', '_first_send_bytes', '_is_paused',
-        '_is_sending', '_is_tls', '_loop', '_on_idle_event', '_operation', '_reads', '_send_bytes',
-        '_sock', '_thread', '_timer', '_waiter', '_writes', 'arrived', 'credit', 'key',
-        'rested_at', 'timeout')
+        '_is_reset', '_is_sending', '_is_tls', '_loop', '_on_idle_event', '_operation', '_reads',
+        '_send_bytes', '_sock', '_thread', '_timer', '_timer_at', '_waiter', '_writes', 'arrived',
+        'credit', 'key', 'rested_at', 'timeout')
 
     def __init__(
             self, loop: asyncio.AbstractEventLoop, sock: socket.socket, key: _Key,
@@ -919,8 +919,9 @@ class _Connection:
         self._background: Optional[Callable[[], Optional[bool]]] = None
         self._is_sending = False
         self._is_paused = False
+        self._is_reset = False
         self._on_idle_event: Optional[Callable[[_Connection], None]] = None
-        self._deadline = 0.0
+        self._deadline = self._timer_at = 0.0
         self._timer: Optional[asyncio.TimerHandle] = None
         self._reads = self._writes = False  # What the loop watches for
         self._watch(True, False)
@@ -928,7 +929,10 @@ class _Connection:
     def look(self) -> Optional[bytes]:
         """Return what has arrived, without waiting: None if nothing has, b'' at the end."""
         try:
-            return self._sock.recv(self._bufsize)
+            data = self._sock.recv(self._bufsize)
+            if not data and self._is_reset:
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            return data
         except (BlockingIOError, ssl.SSLWantReadError):
             if self.arrived:
                 self.arrived = False
@@ -948,6 +952,9 @@ class _Connection:
         except ssl.SSLWantReadError:
             self._watch(self._reads, False)  # It is writable all the time
             return 0
+        except ConnectionResetError:
+            self._is_reset = True  # The system says so once, and ends what is received with b''
+            raise
         self._send_bytes = _SEND_BYTES
         self.credit -= max(sent, _CALL_BYTES)
         return sent
@@ -1099,9 +1106,10 @@ class _Connection:
     def _set_deadline(self, deadline: float) -> None:
         self._deadline = deadline
         if self._timer is not None:
-            if self._timer.when() <= deadline:
+            if self._timer_at <= deadline:
                 return  # It sets itself again when it finds the deadline moved
             self._timer.cancel()
+        self._timer_at = deadline  # A timer of uvloop that is due has no when()
         self._timer = self._loop.call_at(deadline, self._on_timer)
 
     def _on_timer(self) -> None:

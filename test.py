@@ -4609,7 +4609,7 @@ class AttacksTest(TestCase):
 
 
 class ResetTest(TestCase):
-    """uvloop tells of a reset once, along with the bytes that came before it."""
+    """uvloop tells of a reset once, along with the bytes that came before it; so does Linux."""
 
     async def test_reset_after_a_head_in_parts_is_noticed_at_once(self):
         for data in (OK, CHUNKED + chunked(b'a'), CONTINUE + OK, HEAD + b'a: b'):
@@ -4621,6 +4621,32 @@ class ResetTest(TestCase):
                                     self.serve(resetting(data)).url, headers=headers,
                                     body=streamed(b'abc' if headers else b''))
                     self.assertLess(time.monotonic() - start, 3)  # socket_timeout is 10
+
+
+    async def test_body_until_close_is_cut_by_a_reset_that_sending_has_noticed(self):
+        is_reset = asyncio.Event()
+
+        async def script(peer):
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(b'HTTP/1.1 413 Content Too Large\r\n\r\na part')
+            peer.reset()
+            is_reset.set()
+
+        async def body():
+            yield b'a'
+            await is_reset.wait()
+            yield b'b'
+        code, _, response_body = await self.pool()(
+            b'POST', self.serve(script=script).url, headers=((b'content-length', b'2'),),
+            body=body)
+        self.assertEqual(code, b'413')
+        await self.fails(HttpConnectionClosedError, buffered(response_body))
+
+    async def test_timer_that_is_due_at_once_is_moved(self):
+        request = self.pool(keep_alive_timeout=0.0002)
+        server = self.serve(OK)
+        for _ in range(20):
+            self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
 
 
 class LimitsTest(TestCase):
