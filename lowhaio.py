@@ -1937,7 +1937,10 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             owner, address = await attempts.winner(socket_timeout)
             if origin.tls:
                 kind = HttpTlsError
-                owner = tls_context().wrap_socket(
+                context = tls_context()
+                # It may be reset by now, and then wrap_socket of Python before 3.13 leaves it open
+                owner.getpeername()
+                owner = context.wrap_socket(
                     owner, server_hostname=origin.host, do_handshake_on_connect=False,
                     suppress_ragged_eofs=False)
             key = (origin.host, address, origin.port, origin.tls)

@@ -3628,6 +3628,16 @@ class TlsTest(TestCase):
             url = server.url.replace('http', 'https')
             await self.fails(HttpTlsError, self.pool()(b'GET', url), 'localhost', OSError)
 
+    async def test_server_that_resets_before_the_handshake_leaves_nothing_open(self):
+        def get_ssl_context():
+            Peer(listener.accept()[0]).reset()
+            return trusting()
+
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            request = self.pool(get_ssl_context=get_ssl_context)
+            url = 'https://localhost:%d/' % listener.getsockname()[1]
+            await self.fails(HttpTlsError, request(b'GET', url), 'localhost', OSError)
+
     async def test_idna_name_is_in_sni(self):
         names, seen = Names().add('xn--bcher-kva.test', 'A', '127.0.0.1'), []
         context = server_context('xn--bcher-kva.test')
