@@ -1,0 +1,835 @@
+"""Lets many workers loose with lowhaio on a server that misbehaves at random, and checks all.
+
+    python -W error -X dev .ci/chaos.py SECONDS [SEED]
+
+What a request, its server and its caller do depends on the seed and the number of the request
+alone. The target of a request says its number, and so which bytes its bodies must have. From its
+plan, and from what else went on meanwhile (names whose addresses changed, connections that the
+server ended while they were idle), follows what may become of it. Every few seconds the pool is
+closed, and nothing may be left of it.
+
+A request that shows a fault is printed with its plan and all that its server did.
+"""
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import faulthandler
+import gc
+import itertools
+import logging
+import random
+import resource
+import socket
+import ssl
+import sys
+import threading
+import time
+import traceback
+import types
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import aiodnsresolver
+
+import lowhaio
+import test
+
+WORKERS = 30
+SOCKET_TIMEOUT = 0.5
+HANG_SECONDS = 6  # More than the waits of any request take together
+LAG_SECONDS = 0.15  # From which on a loop that was late excuses what has timed out
+MAX_FAULTS = 5
+MAX_BLOCKS = 5000  # Of memory, more than after the first pool: one for two requests, or less
+MAX_BYTES = 64 << 20
+
+GOOD, REFUSED, SILENT = ('127.0.0.2', '127.0.0.3', '::1'), ('127.0.0.4', '127.0.0.5'), '127.0.0.6'
+LITERAL = '127.0.0.1'
+NAMES = 'a.test', 'b.test', 'c.test'
+WRONG_NAME = 'wrong.test'  # Which the certificate has not
+PORTS = {  # The TLS versions that they take, if they do
+    'plain': None, 'tls12': ssl.TLSVersion.TLSv1_2, 'tls13': ssl.TLSVersion.TLSv1_3,
+    'broken': None, 'broken_tls': ssl.TLSVersion.TLSv1_3,
+}
+BYTES = random.Random(0).getrandbits(8 << 23).to_bytes(1 << 23, 'big')
+STRAYS = (
+    b'\r\n', b'\0', b'HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nstray',
+)
+GARBAGE = b'\0garbage\r\n\r\n'
+TLS_ERRORS = {'HttpTlsError', 'HttpTlsError timeout'}
+CONNECTION_ERRORS = {'HttpConnectionError', 'HttpConnectionError timeout'}
+
+
+class BodyError(Exception):
+    """What a body of a caller raises."""
+
+
+# ---- What is to happen ----
+
+
+def pick(rng, **weights):
+    return rng.choices(list(weights), list(weights.values()))[0]
+
+
+def content(number, size):
+    """Bytes that no other request has at the same place."""
+    start = number * 7919 % (len(BYTES) - size)
+    return BYTES[start:start + size]
+
+
+def chunked(rng, data):
+    """The chunks of data, and the last one."""
+    chunks, position = [], 0
+    while position < len(data):
+        chunk = data[position:position + rng.choice((1, 30, 1000, 20000, 100000))]
+        chunks.append(b'%x%b\r\n%b\r\n' % (
+            len(chunk), rng.choice((b'', b'', b';a=b')), chunk))
+        position += len(chunk)
+    return [*chunks, b'0\r\n' + rng.choice((b'', b'', b'a: b\r\n')) + b'\r\n']
+
+
+class Plan:
+    """What a request, its server and its caller do: a pure function of seed and number."""
+
+    def __init__(self, seed, number):
+        self.number = number
+        self.seed = '%d %d' % (seed, number)
+        rng = random.Random(self.seed)
+        self.port = pick(rng, plain=30, tls12=10, tls13=20, broken=2, broken_tls=2)
+        self.is_tls = PORTS[self.port] is not None
+        self.host = rng.choice(NAMES * 5 + (LITERAL,) * 4 + (WRONG_NAME,))
+        self.method = pick(rng, GET=6, HEAD=1, POST=3, PUT=2).encode()
+        self._plan_upload(rng)
+        self._plan_response(rng)
+        self._plan_fault(rng)
+        self._plan_connection(rng)
+        self._plan_caller(rng)
+
+    def _plan_upload(self, rng):
+        is_upload = self.method in (b'POST', b'PUT')
+        self.upload = pick(rng, length=1, chunked=1) if is_upload else ''
+        self.upload_size = is_upload and rng.choice((1, 500, 500, 70000, 70000, 3000000))
+        self.expect = pick(rng, no=20, at_once=3, interim=1, silent=.2, final=2) \
+            if is_upload else 'no'
+        self.upload_fault = pick(rng, no=10, fails=1, short=1, long=1) \
+            if is_upload and self.expect == 'no' else 'no'
+        self.early = pick(rng, no=7, read=1, hold=1, close=1, reset=1) \
+            if is_upload and self.upload_fault == self.expect == 'no' else 'no'
+
+    def _plan_response(self, rng):
+        self.framing = pick(
+            rng, length=5, chunked=5, none=1, **({'close': 2} if self.early == 'no' else {}))
+        self.status = rng.choice((204, 304) if self.framing == 'none' else (200, 404, 413))
+        self.has_body = self.framing != 'none' and self.method != b'HEAD'
+        self.size = 0 if not self.has_body else rng.choice(
+            (1, 100, 8000) if self.early != 'no' else (1, 100, 100, 8000, 8000, 100000, 1000000))
+        self.interims = rng.choice((0, 0, 0, 0, 1, 3))
+        self.pace = pick(rng, whole=5, pieces=3, steady=.4)
+
+    def _plan_fault(self, rng):
+        points = ['request', 'head'] + ['body'] * (2 * self.has_body) + ['upload'] * bool(
+            self.upload and self.expect != 'final')
+        self.point = rng.choice(points)
+        self.fault = pick(rng, no=30, close=2, cut=2, reset=2, stall=1, half=2, garbage=2)
+        if self.early != 'no' or self.upload_fault != 'no' or (
+                self.point == 'body' and self.framing == 'close'
+                and self.fault not in ('reset', 'stall', *(('cut',) if self.is_tls else ()))) or (
+                self.point == 'body' and self.framing == 'length' and self.fault == 'garbage'):
+            self.fault = 'no'
+
+    def _plan_connection(self, rng):
+        self.wish = pick(rng, keep=10, close=1, old=1, too_short=1, surplus=2)
+        if self.fault != 'no' or (self.wish == 'old' and self.framing != 'length') or (
+                self.wish == 'surplus' and self.framing == 'close'):
+            self.wish = 'keep'
+        self.wishes_close = rng.random() < 0.05  # The client
+        self.is_reusable = self.wish == 'keep' and not self.wishes_close and (
+            self.framing != 'close' or not self.has_body) and self.expect != 'final'
+        self.after = pick(rng, no=20, close=3, cut=3, reset=3, stray=6, half=2)
+        self.after_seconds = rng.choice((0, 0, 0.002, 0.01, 0.05))
+
+    def _plan_caller(self, rng):
+        self.reading = pick(rng, all=12, slowly=2, half=1, dropped=1, unread=1)
+        self.interrupt = pick(rng, no=14, cancel=2, timeout=1, asyncio_timeout=1)
+        if self.interrupt == 'asyncio_timeout' and not hasattr(asyncio, 'timeout'):
+            self.interrupt = 'timeout'
+        self.interrupt_turns = rng.choice((0, 0, 1, 2, 3, 5, 8))
+        self.interrupt_seconds = rng.choice((0, 0, rng.expovariate(100), rng.expovariate(5)))
+        self.pause = rng.choice((0, 0, 0, 0.003, 0.05))
+        self.blocks = rng.choice((0,) * 9 + (0.015,))  # The loop, just before the request
+
+    def random(self, purpose):
+        return random.Random('%s %s' % (self.seed, purpose))
+
+    def headers(self):
+        fields = [(b'x-id', b'%d' % self.number)]
+        if self.upload:
+            fields.append((b'content-length', b'%d' % self.upload_size)
+                          if self.upload == 'length' else (b'transfer-encoding', b'chunked'))
+        if self.expect != 'no':
+            fields.append((b'expect', b'100-continue'))
+        return fields + [(b'connection', b'close')] * self.wishes_close
+
+    def request_head(self):
+        return b'\r\n'.join((
+            b'%b /%d HTTP/1.1' % (self.method, self.number), b'host: ' + self.host.encode(),
+            *[b'%b: %b' % field for field in self.headers()], b'', b''))
+
+    def request_body(self):
+        data = content(-self.number, self.upload_size)
+        return b''.join(chunked(self.random('upload'), data)) \
+            if self.upload == 'chunked' else data
+
+    def response_head(self):
+        framing = {
+            'length': [b'content-length: %d' % self.size], 'close': [],
+            'chunked': [b'transfer-encoding: chunked'], 'none': []}[self.framing]
+        wish = {'close': [b'connection: x, Close'], 'too_short': [b'keep-alive: timeout=1']}
+        return b'HTTP/1.1 103 Early Hints\r\na: b\r\n\r\n' * self.interims + b'\r\n'.join((
+            b'HTTP/1.%d %d Reason' % (self.wish != 'old', self.status), b'x-id: %d' % self.number,
+            *framing, *wish.get(self.wish, ()), b'', b''))
+
+    def response_body(self):
+        """Its parts: garbage between two of them can be told from what should be there."""
+        if not self.has_body:
+            return []
+        data = content(self.number, self.size)
+        return chunked(self.random('chunks'), data) if self.framing == 'chunked' else [data]
+
+    def outcomes(self):
+        """What may become of it, unless names or idle connections interfere."""
+        if self.port.startswith('broken'):
+            return CONNECTION_ERRORS | TLS_ERRORS | {
+                'HttpConnectionClosedError', 'HttpDataError timeout', 'HttpInvalidResponse',
+                'HttpConnectionError body', 'HttpDataError body', 'HttpInvalidRequest body'}
+        if self.is_tls and self.host == WRONG_NAME:
+            return {'HttpTlsError'}
+        if self.upload_fault == 'fails':
+            return {'HttpDataError body', 'HttpConnectionError body'}
+        if self.upload_fault != 'no':
+            return {'HttpDataError body', 'HttpInvalidRequest body'} | (
+                {'result', 'given up'} if self.upload_fault == 'long' else set())
+        failure = {'no': 'result', 'stall': 'HttpDataError timeout',
+                   'garbage': 'HttpInvalidResponse'}.get(self.fault, 'HttpConnectionClosedError')
+        outcomes = {failure}
+        if self.reading not in ('all', 'slowly') and (
+                self.fault == 'no' or self.point == 'body'):
+            outcomes.add('given up')
+        if self.after == 'reset' and self.size > 30000:
+            outcomes.add('HttpConnectionClosedError')  # What the system has not sent yet is lost
+        return outcomes
+
+
+class Record:
+    """What became of a plan."""
+
+    def __init__(self, plan):
+        self.plan = plan
+        self.start = self.end = 0.0
+        self.outcome = self.problem = ''
+        self.uploads = 0  # Bodies of the caller that have started, and not ended
+        self.arrivals = []  # The addresses of the server at which it came
+        self.events = []
+
+    def note(self, event):
+        self.events.append('%.3f %s' % (time.monotonic() - self.start, event))
+
+    def __str__(self):
+        plan = ' '.join('%s=%r' % item for item in vars(self.plan).items())
+        return 'request %d, %.3f s, %s %s\n    %s\n    %s' % (
+            self.plan.number, self.end - self.start, self.outcome, self.problem, plan,
+            '\n    '.join(self.events))
+
+
+# ---- The server ----
+
+
+class Peer(test.Peer):
+    """A server's end of a connection, for as long as one likes."""
+
+    record = None
+
+    async def receive(self):
+        return await self._done(self.sock.recv, 262144)
+
+    async def is_quiet(self, seconds):
+        """Wait, and return whether nothing has come."""
+        assert not self.unread, self.unread
+        try:
+            self.unread = await asyncio.wait_for(self.receive(), max(seconds, 0.0001))
+        except asyncio.TimeoutError:
+            return True
+        if not self.unread:
+            raise EOFError
+        return False
+
+    def end_writing(self):
+        if isinstance(self.sock, ssl.SSLSocket):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self.sock.unwrap()
+        else:
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def misbehave(self, how):
+        """End the connection in one of the ways; return whether it is open yet."""
+        if how in ('close', 'half'):
+            self.end_writing()
+        if how == 'garbage':
+            self.sock.send(GARBAGE)
+        if how in ('close', 'cut'):
+            self.close()
+        if how == 'reset':
+            self.reset()
+        return self.is_open()
+
+
+class Server(threading.Thread):
+    """In a thread, with a loop of its own. It has five ports, each at all the addresses."""
+
+    def __init__(self, chaos, seed):
+        super().__init__(daemon=True)
+        self.chaos = chaos
+        self.rng = random.Random(seed)
+        self.connections = {}  # Tasks by peer
+        self.stirs = collections.defaultdict(list)  # When something came on an idle connection
+        self.loop = asyncio.SelectorEventLoop()
+        self.loop.set_debug(False)
+        self.silent = contextlib.ExitStack()
+        self.ports = {name: self._listen(name) for name in PORTS}
+        self.start()
+
+    def _listen(self, name):
+        port = test.free_port()
+        self.silent.enter_context(test.silent_address(SILENT, port))
+        context = PORTS[name] and test.server_context(LITERAL, *NAMES, version=PORTS[name])
+        for address in (LITERAL, *GOOD):
+            listener = socket.socket(
+                socket.AF_INET6 if ':' in address else socket.AF_INET, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address, port))
+            listener.listen(200)
+            listener.setblocking(False)
+            self.loop.add_reader(listener, self._on_connection, listener, name, context)
+        return port
+
+    def run(self):
+        asyncio.set_event_loop(self.loop)
+        self.loop.create_task(self.chaos.watch_lag())
+        self.loop.run_forever()
+
+    def _on_connection(self, listener, name, context):
+        with contextlib.suppress(OSError):
+            sock = listener.accept()[0]
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            peer = Peer(sock)
+            self.connections[peer] = self.loop.create_task(self._converse(peer, name, context))
+
+    async def _converse(self, peer, name, context):
+        try:
+            if name.startswith('broken'):
+                await self._break(peer, context)
+                return
+            if context is not None:
+                await peer.start_tls(context)
+            while await self._exchange(peer, name):
+                peer.record = None
+        except (OSError, EOFError) as exception:
+            if peer.record:
+                peer.record.note('the connection ended: %r' % exception)
+        except Exception:
+            self.chaos.fault(peer.record, traceback.format_exc())
+        finally:
+            peer.close()
+            del self.connections[peer]
+
+    async def _break(self, peer, context):
+        """Nobody's request is ever read."""
+        if context is not None and self.rng.random() < 0.3:
+            await peer.start_tls(context)
+        how = self.rng.choice(('close', 'cut', 'reset', 'stall', 'half', 'garbage'))
+        await asyncio.sleep(self.rng.choice((0, 0.01)))
+        if peer.misbehave(how):
+            await self._drain(peer)
+
+    async def _exchange(self, peer, name):
+        """Answer a request, and return whether there may be another one."""
+        record = self._arrived(peer, await peer.read_until(b'\r\n\r\n'))
+        plan, rng = record.plan, record.plan.random('server')
+        if await self._has_failed(peer, record, 'request'):
+            return False
+        if plan.expect != 'final' and not await self._receive_body(peer, record, rng):
+            return False
+        if plan.early == 'no' and not await self._answer(peer, record, rng):
+            return False
+
+        if not plan.is_reusable:
+            if plan.has_body and plan.framing == 'close':
+                peer.end_writing()
+            if plan.wish != 'surplus' and plan.expect != 'final' and rng.random() < 0.5:
+                peer.misbehave('close')
+                return False
+            data = await self._drain(peer)
+            assert not data or plan.wishes_close, 'sent more, in spite of %s: %r' % (
+                plan.wish, data)
+            return False
+        return plan.after == 'no' or not await peer.is_quiet(plan.after_seconds) or \
+            await self._stir(peer, record, name)
+
+    def _arrived(self, peer, head):
+        number = int(head.split(b' ', 2)[1][1:])
+        peer.record = record = self.chaos.records[number]
+        record.arrivals.append(peer.sock.getsockname()[0])
+        record.note('arrived at %s:%d from %d' % (
+            *peer.sock.getsockname()[:2], peer.sock.getpeername()[1]))
+        assert len(record.arrivals) == 1, 'it came again'
+        assert head == record.plan.request_head(), head
+        return record
+
+    async def _has_failed(self, peer, record, point):
+        plan = record.plan
+        if plan.fault == 'no' or plan.point != point:
+            return False
+        record.note('%s at %s' % (plan.fault, point))
+        if peer.misbehave(plan.fault):
+            if plan.fault == 'stall':
+                await asyncio.sleep(2 * SOCKET_TIMEOUT)
+            await self._drain(peer)
+        return True
+
+    async def _receive_body(self, peer, record, rng):
+        """Return whether it has come, and what is next can be done."""
+        plan, body = record.plan, record.plan.request_body() if record.plan.upload else b''
+        if plan.expect in ('at_once', 'interim'):
+            await peer.send(b'HTTP/1.1 103 Early Hints\r\n\r\n' * (plan.expect == 'interim'))
+            await peer.send(test.CONTINUE)
+        stop = rng.randrange(len(body)) if body else 0
+        position = await self._receive(peer, body, 0, stop)
+        if plan.upload and await self._has_failed(peer, record, 'upload'):
+            return False
+        if plan.early != 'no':
+            if not await self._answer(peer, record, rng):
+                return False
+            record.note('early at %d of %d, then %s' % (stop, len(body), plan.early))
+            if plan.early == 'hold':
+                await asyncio.sleep(0.2)
+            with self._stirring(plan.port):
+                if not peer.misbehave(plan.early):
+                    return False
+        await self._receive(peer, body, position, len(body))
+        return True
+
+    async def _receive(self, peer, body, position, stop):
+        while position < stop:
+            data = peer.unread or await peer.receive()
+            if not data:
+                raise EOFError
+            data, peer.unread = data[:len(body) - position], data[len(body) - position:]
+            assert body[position:position + len(data)] == data, 'wrong bytes at %d' % position
+            position += len(data)
+        return position
+
+    async def _answer(self, peer, record, rng):
+        plan, head, parts = record.plan, record.plan.response_head(), record.plan.response_body()
+        if plan.fault != 'no' and plan.point == 'head':
+            data = head[:rng.randrange(len(head))]
+        elif plan.fault != 'no' and plan.fault != 'garbage':
+            body = b''.join(parts)
+            data = head + body[:rng.randrange(len(body))]
+        else:
+            data = head + b''.join(parts[:rng.randrange(len(parts))] if plan.fault != 'no' else parts)
+        await self._send(peer, plan, rng, data)
+        record.note('sent %d bytes' % len(data))
+        return not (await self._has_failed(peer, record, 'head')
+                    or await self._has_failed(peer, record, 'body'))
+
+    async def _send(self, peer, plan, rng, data):
+        count = {'whole': 0, 'pieces': 6, 'steady': 8}[plan.pace]
+        cuts = sorted({0, len(data), *(rng.randint(0, len(data)) for _ in range(count))})
+        if plan.wish == 'surplus':
+            cuts[-1:] = [max(cuts[-2], len(data) - 500), len(data)]
+        for start, end in zip(cuts, cuts[1:]):
+            if start and plan.pace != 'whole':
+                await asyncio.sleep(0.1 if plan.pace == 'steady' else rng.choice((0, 0, 0.002)))
+            # In one segment with the end of the body
+            surplus = b'\r\n' if plan.wish == 'surplus' and end == len(data) else b''
+            await peer.send(data[start:end] + surplus)
+
+    async def _stir(self, peer, record, name):
+        record.note('idle, then %s' % record.plan.after)
+        with self._stirring(name):
+            if record.plan.after == 'stray':
+                peer.sock.send(self.rng.choice(STRAYS))
+            is_open = peer.misbehave(record.plan.after)
+        if is_open:
+            await self._drain(peer)
+        return False
+
+    @contextlib.contextmanager
+    def _stirring(self, name):
+        """A request that has started before the end of this may meet a dead connection."""
+        stirs = self.stirs[name]
+        stirs.append(float('inf'))
+        try:
+            yield
+        finally:
+            stirs[-1] = time.monotonic()
+
+    async def _drain(self, peer):
+        """Wait for the end, and return the start of what came before it."""
+        first = peer.unread
+        with contextlib.suppress(OSError):
+            data = await peer.receive()
+            first = first or data
+            while data:
+                data = await peer.receive()
+        return first
+
+
+# ---- The names ----
+
+
+class Names:
+    """A resolver whose answers change all the time, as its addresses do."""
+
+    def __init__(self, seed):
+        self.rng = random.Random(seed)
+        self.answers = collections.defaultdict(list)  # When, until when, and the addresses
+
+    def __call__(self, get_logger_adapter):
+        return self.resolve, self.clear_cache
+
+    async def resolve(self, host, record_type, get_logger_adapter):
+        rng = self.rng
+        await asyncio.sleep(rng.choice((0, 0, 0.001, 0.02)))
+        is_a = record_type == aiodnsresolver.TYPES.A
+        addresses = (
+            rng.sample(GOOD[:-1], rng.choice((0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2)))
+            + rng.sample(REFUSED, rng.choice((0, 0, 0, 0, 1, 2)))
+            + [SILENT] * (rng.random() < 0.04)) if is_a else [GOOD[-1]] * (rng.random() < 0.5)
+        rng.shuffle(addresses)
+        now = time.monotonic()
+        ttl = rng.choice((0, 0.01, 0.1, 0.5))
+        self.answers[host].append((now, now + ttl, addresses))
+        if not addresses:
+            raise rng.choice((aiodnsresolver.DnsRecordDoesNotExist, aiodnsresolver.DnsError))
+        kind = aiodnsresolver.IPv4AddressExpiresAt if is_a else aiodnsresolver.IPv6AddressExpiresAt
+        expires_at = asyncio.get_running_loop().time() + ttl
+        return tuple(kind(address, expires_at) for address in addresses)
+
+    async def clear_cache(self, get_logger_adapter):
+        pass
+
+    def known(self, record):
+        """The answers that a request can have had."""
+        return [addresses for start, end, addresses in self.answers[record.plan.host]
+                if start <= record.end and end + 0.01 >= record.start]
+
+
+# ---- The workers, and what must be true ----
+
+
+class Chaos:
+    """Workers on a pool, for one pool after the other."""
+
+    def __init__(self, loop, seed):
+        self.loop = loop
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.numbers = itertools.count(1)
+        self.count = 0
+        self.outcomes = collections.Counter()
+        self.faults = 0
+        self.records = {}
+        self.lags = collections.deque(maxlen=10000)  # When a loop was late, and by how much
+        self.names = Names(seed)
+        self.server = Server(self, seed)
+
+    def fault(self, record, text):
+        self.faults += 1
+        print('\nFault: seed %d: %s\n%s' % (self.seed, text, record or ''), flush=True)
+
+    async def watch_lag(self):
+        while True:
+            start = time.monotonic()
+            await asyncio.sleep(0.02)
+            lag = time.monotonic() - start - 0.02
+            if lag > LAG_SECONDS:
+                self.lags.append((start, start + lag))
+
+    async def run(self, seconds):
+        end = time.monotonic() + seconds
+        self.loop.start_watching_tasks()
+        ticker = self.loop.create_task(self.watch_lag())
+        files, memory = test.open_files(), None
+        while time.monotonic() < end and not self.faults:
+            faulthandler.dump_traceback_later(120, exit=True)
+            await self._use_pool(min(end, time.monotonic() + self.rng.choice((1, 2, 4, 8))))
+            await self._check_leftovers(files, ticker)
+            self._judge_all()
+            self._forget()
+            memory = self._check_memory(memory)
+        ticker.cancel()
+        faulthandler.cancel_dump_traceback_later()
+
+    async def _use_pool(self, end):
+        rng = self.rng
+        self.is_over = self.is_closed = False
+        self.keep_alive_timeout = rng.choice((0, 0.2, 15, 15))
+        self.request, close = lowhaio.Pool(
+            self.names, get_ssl_context=test.trusting, recv_bufsize=rng.choice((65536, 16384, 4096)),
+            keep_alive_timeout=self.keep_alive_timeout, socket_timeout=SOCKET_TIMEOUT)
+        workers = [self.loop.create_task(self._work()) for _ in range(WORKERS)]
+        while time.monotonic() < end and not self.faults:
+            await asyncio.sleep(0.05)
+        if rng.random() < 0.5:
+            self.is_closed = True
+            await close()
+            await asyncio.sleep(0.05)
+        self.is_over = True
+        await asyncio.wait(workers)
+        for worker in workers:
+            worker.result()
+        await close()
+
+    async def _work(self):
+        while not self.is_over and not self.faults:
+            plan = Plan(self.seed, next(self.numbers))
+            record = self.records[plan.number] = Record(plan)
+            await asyncio.sleep(plan.pause)
+            time.sleep(plan.blocks)
+            record.start = time.monotonic()
+            task = self.loop.create_task(self._play(record))
+            if plan.interrupt == 'cancel':
+                for _ in range(plan.interrupt_turns):
+                    await asyncio.sleep(0)
+                await asyncio.wait({task}, timeout=plan.interrupt_seconds)
+                task.cancel()
+            await asyncio.wait({task}, timeout=HANG_SECONDS)
+            record.end = time.monotonic()
+            if not task.done():
+                self.fault(record, 'hangs at ' + test.where(task))
+                task.cancel()
+                break
+            if task.cancelled():
+                record.outcome = 'cancelled'
+            elif task.exception():
+                record.problem = ''.join(traceback.format_exception(
+                    None, task.exception(), task.exception().__traceback__))
+
+    async def _play(self, record):
+        """Make the request, and name what becomes of it."""
+        plan, is_closed = record.plan, self.is_closed
+        interrupt = {
+            'timeout': lambda: lowhaio.timeout(self.loop, plan.interrupt_seconds),
+            'asyncio_timeout': lambda: asyncio.timeout(plan.interrupt_seconds),
+        }.get(plan.interrupt)
+        try:
+            if interrupt is None:
+                record.outcome = await self._fetch(record)
+            elif plan.interrupt == 'timeout':
+                with interrupt():
+                    record.outcome = await self._fetch(record)
+            else:
+                async with interrupt():
+                    record.outcome = await self._fetch(record)
+        except asyncio.TimeoutError:
+            record.outcome = 'timed out'
+        except lowhaio.HttpError as exception:
+            record.outcome = self._name(exception)
+            record.note('%r from %r' % (exception, exception.__cause__))
+        assert not hasattr(asyncio, 'timeout') or not asyncio.current_task().cancelling()
+        assert not is_closed or record.outcome in (
+            'HttpConnectionError', 'timed out'), 'the pool was closed'
+        record.outcome = 'refused' if is_closed else record.outcome
+
+    @staticmethod
+    def _name(exception):
+        assert type(exception).__name__ in lowhaio.__all__, repr(exception)
+        cause = exception.__cause__
+        if isinstance(cause, asyncio.TimeoutError) and not getattr(cause, 'errno', None):
+            return type(exception).__name__ + ' timeout'
+        is_body = isinstance(cause, (BodyError, ValueError)) and \
+            str(exception).startswith('the body of the request')
+        return type(exception).__name__ + ' body' * is_body
+
+    async def _fetch(self, record):
+        plan = record.plan
+        url = '%s://%s:%d/%d' % ('https' if plan.is_tls else 'http', plan.host,
+                                 self.server.ports[plan.port], plan.number)
+        try:
+            code, headers, body = await self.request(
+                plan.method, url, headers=plan.headers(),
+                **({'body': self._upload, 'body_args': (record,)} if plan.upload else {}))
+        finally:
+            assert not record.uploads, 'the body of the caller is open'
+        fields = dict(headers)
+        if b'x-id' not in fields and fields in ({b'content-length': b'0'}, {b'content-length': b'5'}):
+            return 'stray'
+        assert (code, fields[b'x-id']) == (b'%d' % plan.status, b'%d' % plan.number), (code, headers)
+        return await self._read(plan, body)
+
+    async def _upload(self, record):
+        plan, rng = record.plan, record.plan.random('pieces')
+        data = plan.request_body()
+        if plan.upload_fault in ('fails', 'short'):
+            data = data[:rng.randrange(len(data))]
+        cuts = sorted({0, len(data), *(rng.randint(0, len(data)) for _ in range(rng.choice((0, 1, 9))))})
+        record.uploads += 1
+        try:
+            for start, end in zip(cuts, cuts[1:]):
+                if rng.random() < 0.2:
+                    await asyncio.sleep(rng.choice((0, 0, 0.001, 0.02)))
+                yield rng.choice((bytes, bytearray, memoryview))(data[start:end])
+            if plan.upload_fault == 'fails':
+                raise BodyError
+            if plan.upload_fault == 'long':
+                yield b'more'
+        finally:
+            record.uploads -= 1
+
+    async def _read(self, plan, body):
+        """Read a body, and check every byte of it."""
+        expected = content(plan.number, plan.size)
+        if plan.reading == 'unread':
+            return 'given up'
+        position = count = 0
+        try:
+            async for chunk in body:
+                count += 1
+                assert type(chunk) is bytes and chunk, chunk
+                assert chunk == expected[position:position + len(chunk)], 'wrong bytes at %d: %r' % (
+                    position, chunk[:80])
+                position += len(chunk)
+                if plan.reading == 'dropped' or (
+                        plan.reading == 'half' and position > plan.size // 2):
+                    await (body.aclose() if plan.reading == 'half' else asyncio.sleep(0))
+                    return 'given up'
+                if plan.reading == 'slowly' and count < 10:
+                    await asyncio.sleep(0.005)
+        except lowhaio.HttpError:
+            with contextlib.suppress(lowhaio.HttpDataError):
+                await body.__anext__()
+                raise AssertionError('a body that has failed goes on') from None
+            raise
+        assert position == plan.size, 'only %d bytes' % position
+        assert await lowhaio.buffered(body) == b''
+        return 'result'
+
+    def _judge_all(self):
+        for record in self.records.values():
+            self.count += 1
+            try:
+                excuse = self._judge(record)
+            except AssertionError as exception:
+                self.fault(record, str(exception))
+                if self.faults >= MAX_FAULTS:
+                    break
+            else:
+                self.outcomes[excuse + record.outcome] += 1
+
+    def _judge(self, record):
+        """Look at a request, and return what has excused it. Raises AssertionError."""
+        plan, outcome, arrivals = record.plan, record.outcome, len(record.arrivals)
+        assert not record.problem, 'a problem'
+        assert outcome, 'nothing became of it'
+        known = self.names.known(record)
+        assert arrivals <= 1 and (arrivals or outcome not in ('result', 'given up'))
+        assert not arrivals or record.arrivals[0] in [LITERAL] * (plan.host == LITERAL) + sum(
+            known, []), 'arrived at %s, not at %s' % (record.arrivals, known)
+        if outcome.startswith(('HttpConnectionError', *lowhaio_names(lowhaio.HttpConnectionError))):
+            assert not arrivals, 'it was sent'
+        if outcome.endswith('timeout') and not outcome.startswith('HttpConnectionError'):
+            assert record.end - record.start > SOCKET_TIMEOUT * 0.9, 'it timed out early'
+
+        if outcome in plan.outcomes() or outcome == 'refused':
+            return ''
+        if outcome == {'cancel': 'cancelled', 'timeout': 'timed out',
+                       'asyncio_timeout': 'timed out'}.get(plan.interrupt):
+            return ''
+        if any(not addresses for addresses in known) and outcome == 'HttpDnsError':
+            return ''
+        if any(not set(addresses) & set(GOOD) for addresses in known) and \
+                outcome in CONNECTION_ERRORS:
+            return ''
+        if not arrivals and outcome in (
+                'stray', 'HttpConnectionClosedError', 'HttpInvalidResponse') and any(
+                record.start <= stir for stir in self.server.stirs[plan.port]):
+            return 'raced: '
+        assert outcome.endswith('timeout') and any(
+            start < record.end and end > record.start for start, end in self.lags), \
+            'it should be %s' % ' or '.join(sorted(plan.outcomes()))
+        return 'late: '
+
+    async def _check_leftovers(self, files, ticker):
+        """Wait until the server has noticed that all connections were closed; look what is left."""
+        gc.collect()
+        deadline = time.monotonic() + 4 * SOCKET_TIMEOUT + HANG_SECONDS
+        loop, others = self.loop, asyncio.all_tasks() - {ticker, asyncio.current_task()}
+        faults = ['a timer: %r' % timer for timer in loop.active_timers()] + [
+            'a %s of %d' % item for item in loop.watched] + [
+            'a task: %s' % test.where(task) for task in others]
+        while self.server.connections and time.monotonic() < deadline and not self.faults:
+            await asyncio.sleep(0.01)
+        for peer in list(self.server.connections):
+            self.fault(peer.record, 'a connection was not closed')
+        faults += loop.faults + ['a file: %d, %s' % item for item in test.open_files().items()
+                                 if item not in files.items() and not self.faults]
+        for text in faults:
+            self.fault(None, text)
+        loop.library_timers.clear()
+
+    def _forget(self):
+        for leftovers in (self.records, self.names.answers, self.server.stirs):
+            leftovers.clear()
+
+    def _check_memory(self, before):
+        """Compare with what was there after the first pools, which fill some caches."""
+        gc.collect()
+        blocks = sys.getallocatedblocks()
+        size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        if before is None:
+            return (blocks, size) if self.count > 2000 else None
+        if blocks > before[0] + MAX_BLOCKS or size > before[1] + MAX_BYTES:
+            self.fault(None, '%d blocks and %d bytes of memory, where %d and %d were' % (
+                blocks, size, *before))
+        return before
+
+
+def lowhaio_names(kind):
+    return tuple(sub.__name__ for sub in kind.__subclasses__())
+
+
+def main():
+    parser = argparse.ArgumentParser(description='Use lowhaio while all goes wrong.')
+    parser.add_argument('seconds', type=float)
+    parser.add_argument('seed', type=int, nargs='?', default=random.randrange(1000000))
+    arguments = parser.parse_args()
+    sys.setswitchinterval(0.0002)  # Each call of the system gives up the interpreter
+    print('seed %d' % arguments.seed, flush=True)
+
+    with warnings.catch_warnings(record=True) as caught, \
+            test.LogRecords('asyncio', logging.WARNING) as logged:
+        warnings.simplefilter('always')
+        loop = test.Loop()
+        loop.set_debug(False)  # It takes half of the time
+        sys.unraisablehook = lambda unraisable: loop.faults.append(
+            'unraisable: %r in %r' % (unraisable.exc_value, unraisable.object))
+        chaos = Chaos(loop, arguments.seed)
+        start = time.monotonic()
+        loop.run_until_complete(chaos.run(arguments.seconds))
+        for text in [*map(str, caught), *logged.messages(), *loop.faults]:
+            chaos.fault(None, text)
+
+    print('seed %d: %d faults in %d requests, %.0f a second: %s' % (
+        arguments.seed, chaos.faults, chaos.count, chaos.count / (time.monotonic() - start),
+        ', '.join('%d %s' % (count, name) for name, count in chaos.outcomes.most_common())))
+    sys.exit(min(chaos.faults, 1))
+
+
+if __name__ == '__main__':
+    main()
