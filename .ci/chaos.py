@@ -40,7 +40,8 @@ import test
 
 WORKERS = 30
 SOCKET_TIMEOUT = 0.5
-HANG_SECONDS = 6  # More than the waits of any request take together
+HANG_SECONDS = 8  # More than the waits of any request take together
+DROP_SECONDS = 3  # Until the client has closed a connection that can't be used any more
 LAG_SECONDS = 0.15  # From which on a loop that was late excuses what has timed out
 MAX_FAULTS = 5
 MAX_BLOCKS = 5000  # Of memory, more than after the first pool: one for two requests, or less
@@ -95,19 +96,23 @@ def chunked(rng, data):
 class Plan:
     """What a request, its server and its caller do: a pure function of seed and number."""
 
-    def __init__(self, seed, number):
+    def __init__(self, seed, number, previous=None):
         self.number = number
         self.seed = '%d %d' % (seed, number)
         rng = random.Random(self.seed)
         self.port = pick(rng, plain=30, tls12=10, tls13=20, broken=2, broken_tls=2)
-        self.is_tls = PORTS[self.port] is not None
         self.host = rng.choice(NAMES * 5 + (LITERAL,) * 4 + (WRONG_NAME,))
+        if previous:
+            self.port, self.host = previous.port, previous.host
+        self.is_tls = PORTS[self.port] is not None
         self.method = pick(rng, GET=6, HEAD=1, POST=3, PUT=2).encode()
         self._plan_upload(rng)
         self._plan_response(rng)
         self._plan_fault(rng)
         self._plan_connection(rng)
         self._plan_caller(rng)
+        if previous:
+            self.interrupt = 'no'
 
     def _plan_upload(self, rng):
         is_upload = self.method in (b'POST', b'PUT')
@@ -128,7 +133,7 @@ class Plan:
         self.size = 0 if not self.has_body else rng.choice(
             (1, 100, 8000) if self.early != 'no' else (1, 100, 100, 8000, 8000, 100000, 1000000))
         self.interims = rng.choice((0, 0, 0, 0, 1, 3))
-        self.pace = pick(rng, whole=5, pieces=3, steady=.4)
+        self.pace = pick(rng, whole=5, pieces=3, steady=.4) if self.expect != 'final' else 'whole'
 
     def _plan_fault(self, rng):
         points = ['request', 'head'] + ['body'] * (2 * self.has_body) + ['upload'] * bool(
@@ -160,7 +165,9 @@ class Plan:
         self.interrupt_turns = rng.choice((0, 0, 1, 2, 3, 5, 8))
         self.interrupt_seconds = rng.choice((0, 0, rng.expovariate(100), rng.expovariate(5)))
         self.pause = rng.choice((0, 0, 0, 0.003, 0.05))
-        self.blocks = rng.choice((0,) * 9 + (0.015,))  # The loop, just before the request
+        # Whether the loop is blocked between the response and another request
+        self.blocks = self.interrupt == 'no' and self.is_reusable and \
+            rng.random() < (0.02 if self.after == 'no' else 0.4)
 
     def random(self, purpose):
         return random.Random('%s %s' % (self.seed, purpose))
@@ -176,7 +183,7 @@ class Plan:
 
     def request_head(self):
         return b'\r\n'.join((
-            b'%b /%d HTTP/1.1' % (self.method, self.number), b'host: ' + self.host.encode(),
+            b'%b /?number=%d HTTP/1.1' % (self.method, self.number), b'host: ' + self.host.encode(),
             *[b'%b: %b' % field for field in self.headers()], b'', b''))
 
     def request_body(self):
@@ -240,8 +247,9 @@ class Record:
 
     def __str__(self):
         plan = ' '.join('%s=%r' % item for item in vars(self.plan).items())
+        seconds = self.end and self.end - self.start
         return 'request %d, %.3f s, %s %s\n    %s\n    %s' % (
-            self.plan.number, self.end - self.start, self.outcome, self.problem, plan,
+            self.plan.number, seconds, self.outcome, self.problem, plan,
             '\n    '.join(self.events))
 
 
@@ -258,9 +266,8 @@ class Peer(test.Peer):
 
     async def is_quiet(self, seconds):
         """Wait, and return whether nothing has come."""
-        assert not self.unread, self.unread
         try:
-            self.unread = await asyncio.wait_for(self.receive(), max(seconds, 0.0001))
+            self.unread = self.unread or await asyncio.wait_for(self.receive(), max(seconds, 0.0001))
         except asyncio.TimeoutError:
             return True
         if not self.unread:
@@ -269,7 +276,7 @@ class Peer(test.Peer):
 
     def end_writing(self):
         if isinstance(self.sock, ssl.SSLSocket):
-            with contextlib.suppress(ssl.SSLWantReadError):
+            with contextlib.suppress(ssl.SSLWantReadError, ValueError):  # It may have been
                 self.sock.unwrap()
         else:
             self.sock.shutdown(socket.SHUT_WR)
@@ -381,7 +388,7 @@ class Server(threading.Thread):
             await self._stir(peer, record, name)
 
     def _arrived(self, peer, head):
-        number = int(head.split(b' ', 2)[1][1:])
+        number = int(head.split(b' ', 2)[1].split(b'=')[1])
         peer.record = record = self.chaos.records[number]
         record.arrivals.append(peer.sock.getsockname()[0])
         record.note('arrived at %s:%d from %d' % (
@@ -482,12 +489,20 @@ class Server(threading.Thread):
     async def _drain(self, peer):
         """Wait for the end, and return the start of what came before it."""
         first = peer.unread
+        start = time.monotonic()
         with contextlib.suppress(OSError):
-            data = await peer.receive()
+            data = await self._received_in_time(peer, start)
             first = first or data
             while data:
-                data = await peer.receive()
+                data = await self._received_in_time(peer, start)
         return first
+
+    async def _received_in_time(self, peer, start):
+        try:
+            return await asyncio.wait_for(peer.receive(), DROP_SECONDS)
+        except asyncio.TimeoutError:
+            assert self.chaos.was_late(start, time.monotonic()), 'the connection was not closed'
+            return b''
 
 
 # ---- The names ----
@@ -536,8 +551,12 @@ class Names:
 class Chaos:
     """Workers on a pool, for one pool after the other."""
 
-    def __init__(self, loop, seed):
-        self.loop = loop
+    def __init__(self, seed, caught, logged):
+        self.caught, self.logged = caught, logged
+        self.loop = loop = test.Loop()
+        loop.set_debug(False)  # It takes half of the time
+        sys.unraisablehook = lambda unraisable: loop.faults.append(
+            'unraisable: %r in %r' % (unraisable.exc_value, unraisable.object))
         self.seed = seed
         self.rng = random.Random(seed)
         self.numbers = itertools.count(1)
@@ -551,7 +570,8 @@ class Chaos:
 
     def fault(self, record, text):
         self.faults += 1
-        print('\nFault: seed %d: %s\n%s' % (self.seed, text, record or ''), flush=True)
+        if self.faults <= MAX_FAULTS:
+            print('\nFault: seed %d: %s\n%s' % (self.seed, text, record or ''), flush=True)
 
     async def watch_lag(self):
         while True:
@@ -598,11 +618,9 @@ class Chaos:
 
     async def _work(self):
         while not self.is_over and not self.faults:
-            plan = Plan(self.seed, next(self.numbers))
-            record = self.records[plan.number] = Record(plan)
+            record = self._new_record()
+            plan = record.plan
             await asyncio.sleep(plan.pause)
-            time.sleep(plan.blocks)
-            record.start = time.monotonic()
             task = self.loop.create_task(self._play(record))
             if plan.interrupt == 'cancel':
                 for _ in range(plan.interrupt_turns):
@@ -610,42 +628,49 @@ class Chaos:
                 await asyncio.wait({task}, timeout=plan.interrupt_seconds)
                 task.cancel()
             await asyncio.wait({task}, timeout=HANG_SECONDS)
-            record.end = time.monotonic()
             if not task.done():
                 self.fault(record, 'hangs at ' + test.where(task))
                 task.cancel()
                 break
-            if task.cancelled():
-                record.outcome = 'cancelled'
-            elif task.exception():
-                record.problem = ''.join(traceback.format_exception(
-                    None, task.exception(), task.exception().__traceback__))
+
+    def _new_record(self, previous=None):
+        plan = Plan(self.seed, next(self.numbers), previous)
+        record = self.records[plan.number] = Record(plan)
+        return record
 
     async def _play(self, record):
-        """Make the request, and name what becomes of it."""
+        """Make a request, and keep what becomes of it. Raises nothing."""
         plan, is_closed = record.plan, self.is_closed
-        interrupt = {
-            'timeout': lambda: lowhaio.timeout(self.loop, plan.interrupt_seconds),
-            'asyncio_timeout': lambda: asyncio.timeout(plan.interrupt_seconds),
-        }.get(plan.interrupt)
+        record.start = time.monotonic()
         try:
-            if interrupt is None:
-                record.outcome = await self._fetch(record)
-            elif plan.interrupt == 'timeout':
-                with interrupt():
-                    record.outcome = await self._fetch(record)
-            else:
-                async with interrupt():
-                    record.outcome = await self._fetch(record)
+            record.outcome = await self._interrupted(plan, self._fetch(record))
+            assert not is_closed, 'the pool was closed'
+        except asyncio.CancelledError:
+            record.outcome = 'cancelled'
         except asyncio.TimeoutError:
             record.outcome = 'timed out'
         except lowhaio.HttpError as exception:
-            record.outcome = self._name(exception)
+            record.outcome = self._name(exception) if not is_closed else 'refused'
             record.note('%r from %r' % (exception, exception.__cause__))
-        assert not hasattr(asyncio, 'timeout') or not asyncio.current_task().cancelling()
-        assert not is_closed or record.outcome in (
-            'HttpConnectionError', 'timed out'), 'the pool was closed'
-        record.outcome = 'refused' if is_closed else record.outcome
+        except Exception:
+            record.problem = traceback.format_exc()
+        record.end = time.monotonic()
+        if record.outcome != 'cancelled' and hasattr(asyncio, 'timeout') and \
+                asyncio.current_task().cancelling():
+            record.problem += 'the task is being cancelled'
+
+        if record.outcome == 'result' and plan.blocks and not self.is_over:
+            time.sleep(plan.after_seconds + 0.01)
+            await self._play(self._new_record(plan))
+
+    async def _interrupted(self, plan, fetched):
+        if plan.interrupt == 'timeout':
+            with lowhaio.timeout(self.loop, plan.interrupt_seconds):
+                return await fetched
+        if plan.interrupt == 'asyncio_timeout':
+            async with asyncio.timeout(plan.interrupt_seconds):
+                return await fetched
+        return await fetched
 
     @staticmethod
     def _name(exception):
@@ -659,11 +684,11 @@ class Chaos:
 
     async def _fetch(self, record):
         plan = record.plan
-        url = '%s://%s:%d/%d' % ('https' if plan.is_tls else 'http', plan.host,
-                                 self.server.ports[plan.port], plan.number)
+        url = '%s://%s:%d/' % (
+            'https' if plan.is_tls else 'http', plan.host, self.server.ports[plan.port])
         try:
             code, headers, body = await self.request(
-                plan.method, url, headers=plan.headers(),
+                plan.method, url, {'number': plan.number}, plan.headers(),
                 **({'body': self._upload, 'body_args': (record,)} if plan.upload else {}))
         finally:
             assert not record.uploads, 'the body of the caller is open'
@@ -697,28 +722,42 @@ class Chaos:
         expected = content(plan.number, plan.size)
         if plan.reading == 'unread':
             return 'given up'
-        position = count = 0
+        chunk = await self._next_chunk(body)
+        position, pauses = 0, 10
+        while chunk:
+            assert chunk == expected[position:position + len(chunk)], 'wrong bytes at %d: %r' % (
+                position, chunk[:80])
+            position += len(chunk)
+            if plan.reading == 'half' and position > plan.size // 2:
+                await body.aclose()
+            if plan.reading == 'dropped' or (
+                    plan.reading == 'half' and position > plan.size // 2):
+                return 'given up'
+            if plan.reading == 'slowly' and pauses:
+                pauses -= 1
+                await asyncio.sleep(0.005)
+            chunk = await self._next_chunk(body)
+        assert position == plan.size, 'only %d bytes' % position
+        assert await lowhaio.buffered(body) == b''
+        return 'result'
+
+    @staticmethod
+    async def _next_chunk(body):
+        """Return b'' at the end."""
         try:
-            async for chunk in body:
-                count += 1
-                assert type(chunk) is bytes and chunk, chunk
-                assert chunk == expected[position:position + len(chunk)], 'wrong bytes at %d: %r' % (
-                    position, chunk[:80])
-                position += len(chunk)
-                if plan.reading == 'dropped' or (
-                        plan.reading == 'half' and position > plan.size // 2):
-                    await (body.aclose() if plan.reading == 'half' else asyncio.sleep(0))
-                    return 'given up'
-                if plan.reading == 'slowly' and count < 10:
-                    await asyncio.sleep(0.005)
-        except lowhaio.HttpError:
+            chunk = await body.__anext__()
+            assert type(chunk) is bytes and chunk, chunk
+            return chunk
+        except StopAsyncIteration:
+            return b''
+        except (lowhaio.HttpError, asyncio.CancelledError):
             with contextlib.suppress(lowhaio.HttpDataError):
                 await body.__anext__()
                 raise AssertionError('a body that has failed goes on') from None
             raise
-        assert position == plan.size, 'only %d bytes' % position
-        assert await lowhaio.buffered(body) == b''
-        return 'result'
+
+    def was_late(self, start, end):
+        return any(lag_start < end and lag_end > start for lag_start, lag_end in self.lags)
 
     def _judge_all(self):
         for record in self.records.values():
@@ -727,8 +766,6 @@ class Chaos:
                 excuse = self._judge(record)
             except AssertionError as exception:
                 self.fault(record, str(exception))
-                if self.faults >= MAX_FAULTS:
-                    break
             else:
                 self.outcomes[excuse + record.outcome] += 1
 
@@ -760,8 +797,7 @@ class Chaos:
                 'stray', 'HttpConnectionClosedError', 'HttpInvalidResponse') and any(
                 record.start <= stir for stir in self.server.stirs[plan.port]):
             return 'raced: '
-        assert outcome.endswith('timeout') and any(
-            start < record.end and end > record.start for start, end in self.lags), \
+        assert outcome.endswith('timeout') and self.was_late(record.start, record.end), \
             'it should be %s' % ' or '.join(sorted(plan.outcomes()))
         return 'late: '
 
@@ -773,11 +809,13 @@ class Chaos:
         faults = ['a timer: %r' % timer for timer in loop.active_timers()] + [
             'a %s of %d' % item for item in loop.watched] + [
             'a task: %s' % test.where(task) for task in others]
-        while self.server.connections and time.monotonic() < deadline and not self.faults:
+        while self.server.connections and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         for peer in list(self.server.connections):
             self.fault(peer.record, 'a connection was not closed')
-        faults += loop.faults + ['a file: %d, %s' % item for item in test.open_files().items()
+        faults += loop.faults + [str(warning) for warning in self.caught] + [
+            'asyncio logged: %s' % message for message in self.logged.messages()] + [
+            'a file: %d, %s' % item for item in test.open_files().items()
                                  if item not in files.items() and not self.faults]
         for text in faults:
             self.fault(None, text)
@@ -788,12 +826,12 @@ class Chaos:
             leftovers.clear()
 
     def _check_memory(self, before):
-        """Compare with what was there after the first pools, which fill some caches."""
+        """Compare with what was there after the first pools."""
         gc.collect()
         blocks = sys.getallocatedblocks()
         size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
         if before is None:
-            return (blocks, size) if self.count > 2000 else None
+            return (blocks, size) if self.count > 200 else None
         if blocks > before[0] + MAX_BLOCKS or size > before[1] + MAX_BYTES:
             self.fault(None, '%d blocks and %d bytes of memory, where %d and %d were' % (
                 blocks, size, *before))
@@ -815,15 +853,9 @@ def main():
     with warnings.catch_warnings(record=True) as caught, \
             test.LogRecords('asyncio', logging.WARNING) as logged:
         warnings.simplefilter('always')
-        loop = test.Loop()
-        loop.set_debug(False)  # It takes half of the time
-        sys.unraisablehook = lambda unraisable: loop.faults.append(
-            'unraisable: %r in %r' % (unraisable.exc_value, unraisable.object))
-        chaos = Chaos(loop, arguments.seed)
+        chaos = Chaos(arguments.seed, caught, logged)
         start = time.monotonic()
-        loop.run_until_complete(chaos.run(arguments.seconds))
-        for text in [*map(str, caught), *logged.messages(), *loop.faults]:
-            chaos.fault(None, text)
+        chaos.loop.run_until_complete(chaos.run(arguments.seconds))
 
     print('seed %d: %d faults in %d requests, %.0f a second: %s' % (
         arguments.seed, chaos.faults, chaos.count, chaos.count / (time.monotonic() - start),
