@@ -244,6 +244,7 @@ class Record:
         self.plan = plan
         self.start = self.end = 0.0
         self.outcome = self.problem = ''
+        self.rng = plan.random('server')
         self.has_stirred = False
         self.uploads = 0  # Bodies of the caller that have started, and not ended
         self.arrivals = []  # The addresses of the server at which it came
@@ -372,29 +373,33 @@ class Server(threading.Thread):
             await self._drain(peer)
 
     async def _exchange(self, peer, name):
-        """Answer a request, and return whether there may be another one."""
+        """Answer a request, and return whether there may be another one. Raises EOFError."""
         record = self._arrived(peer, await peer.read_until(b'\r\n\r\n'))
-        plan, rng = record.plan, record.plan.random('server')
-        if await self._has_failed(peer, record, 'request'):
-            return False
-        if plan.expect != 'final' and not await self._receive_body(peer, record, rng):
-            return False
-        if plan.early == 'no' and not await self._answer(peer, record, rng):
-            return False
+        plan = record.plan
+        await self._fail(peer, record, 'request')
+        if plan.expect != 'final':
+            await self._receive_body(peer, record)
+        if plan.early == 'no':
+            await self._answer(peer, record)
 
         if not plan.is_reusable:
-            if plan.has_body and plan.framing == 'close':
-                peer.end_writing()
-            if plan.wish != 'surplus' and plan.expect != 'final' and rng.random() < 0.5:
-                peer.misbehave('close')
-                return False
-            data = await self._drain(peer)
-            # It waits a second for a 100
-            assert not data or (plan.expect == 'final' and self.chaos.lag(
-                record.start, time.monotonic()) > 0.5), 'sent more: %r' % data
+            await self._end(peer, record)
             return False
         return plan.after == 'no' or not await peer.is_quiet(plan.after_seconds) or \
             await self._stir(peer, record, name)
+
+    async def _end(self, peer, record):
+        """Close, or see that the client does."""
+        plan = record.plan
+        if plan.has_body and plan.framing == 'close':
+            peer.end_writing()
+        if plan.wish != 'surplus' and plan.expect != 'final' and record.rng.random() < 0.5:
+            peer.misbehave('close')
+            return
+        data = await self._drain(peer)
+        # It waits a second for a 100
+        assert not data or (plan.expect == 'final' and self.chaos.lag(
+            record.start, time.monotonic()) > 0.5), 'sent more: %r' % data
 
     def _arrived(self, peer, head):
         number = int(head.split(b' ', 2)[1].split(b'=')[1])
@@ -406,38 +411,34 @@ class Server(threading.Thread):
         assert head == record.plan.request_head(), head
         return record
 
-    async def _has_failed(self, peer, record, point):
+    async def _fail(self, peer, record, point):
         plan = record.plan
         if plan.fault == 'no' or plan.point != point:
-            return False
+            return
         record.note('%s at %s' % (plan.fault, point))
         if peer.misbehave(plan.fault):
             if plan.fault == 'stall':
                 await asyncio.sleep(2 * SOCKET_TIMEOUT)
             await self._drain(peer)
-        return True
+        raise EOFError
 
-    async def _receive_body(self, peer, record, rng):
-        """Return whether it has come, and what is next can be done."""
+    async def _receive_body(self, peer, record):
         plan, body = record.plan, record.plan.request_body() if record.plan.upload else b''
         if plan.expect in ('at_once', 'interim'):
             await peer.send(b'HTTP/1.1 103 Early Hints\r\n\r\n' * (plan.expect == 'interim'))
             await peer.send(test.CONTINUE)
-        stop = rng.randrange(len(body)) if body else 0
+        stop = record.rng.randrange(len(body)) if body else 0
         position = await self._receive(peer, body, 0, stop)
-        if plan.upload and await self._has_failed(peer, record, 'upload'):
-            return False
+        await self._fail(peer, record, 'upload')
         if plan.early != 'no':
-            if not await self._answer(peer, record, rng):
-                return False
+            await self._answer(peer, record)
             record.note('early at %d of %d, then %s' % (stop, len(body), plan.early))
             if plan.early == 'hold':
                 await asyncio.sleep(0.2)
             with self._stirring(plan.port):
                 if not peer.misbehave(plan.early):
-                    return False
+                    raise EOFError
         await self._receive(peer, body, position, len(body))
-        return True
 
     async def _receive(self, peer, body, position, stop):
         while position < stop:
@@ -449,8 +450,9 @@ class Server(threading.Thread):
             position += len(data)
         return position
 
-    async def _answer(self, peer, record, rng):
-        plan, data, parts = record.plan, record.plan.response_head(), record.plan.response_body()
+    async def _answer(self, peer, record):
+        plan, rng, data = record.plan, record.rng, record.plan.response_head()
+        parts = plan.response_body()
         body = b''.join(parts)
         if plan.fault != 'no' and plan.point == 'head':
             data = data[:rng.randrange(len(data))]
@@ -460,8 +462,8 @@ class Server(threading.Thread):
             data += body[:rng.randrange(len(body))] if plan.fault != 'no' else body
         await self._send(peer, plan, rng, data)
         record.note('sent %d bytes' % len(data))
-        return not (await self._has_failed(peer, record, 'head')
-                    or await self._has_failed(peer, record, 'body'))
+        await self._fail(peer, record, 'head')
+        await self._fail(peer, record, 'body')
 
     async def _send(self, peer, plan, rng, data):
         count = {'whole': 0, 'pieces': 6, 'steady': 8}[plan.pace]
@@ -800,13 +802,11 @@ class Chaos:
 
         if outcome in plan.outcomes() or outcome == 'refused':
             return ''
-        if outcome == {'cancel': 'cancelled', 'timeout': 'timed out',
-                       'asyncio_timeout': 'timed out'}.get(plan.interrupt):
+        if outcome == {'no': '', 'cancel': 'cancelled'}.get(plan.interrupt, 'timed out'):
             return ''
-        if any(not addresses for addresses in known) and outcome == 'HttpDnsError':
+        if outcome == 'HttpDnsError' and [] in known:
             return ''
-        if any(not set(addresses) & set(GOOD) for addresses in known) and \
-                outcome in CONNECTION_ERRORS:
+        if outcome in CONNECTION_ERRORS and not all(map(set(GOOD).intersection, known)):
             return ''
         if not arrivals and outcome in (
                 'stray', 'HttpConnectionClosedError', 'HttpInvalidResponse') and any(
@@ -837,10 +837,11 @@ class Chaos:
                        if item not in files.items()]
         for text in faults:
             self.fault(None, text)
-        loop.library_timers.clear()
 
     def _forget(self):
-        for leftovers in (self.records, self.names.answers, self.server.stirs, *self.lags):
+        for leftovers in (
+                self.loop.library_timers, self.records, self.names.answers, self.server.stirs,
+                *self.lags):
             leftovers.clear()
 
     def _check_memory(self, before):
