@@ -42,6 +42,7 @@ HANG_SECONDS = 8  # More than the waits of any request take together
 BLOCK_SECONDS = 0.1
 DROP_SECONDS = 0.5  # Until the client has closed a connection that can't be used any more
 LAG_SECONDS = 0.15  # For which a loop was late, to excuse what has timed out meanwhile
+OVERDUE_TIMES = 3  # Until something is: a loop that is late doesn't know by how much yet
 MAX_FAULTS = 5
 MAX_BLOCKS = 5000  # Of memory, more than after the first pool: one for two requests, or less
 MAX_PAGES = 16384
@@ -500,14 +501,15 @@ class Server(threading.Thread):
 
     async def _drain(self, peer):
         """Wait for the end, and return the start of what came before it."""
-        first, record = b'', peer.record
+        first, overdue = b'', 0
         with contextlib.suppress(OSError, EOFError):
-            while True:
-                while await peer.is_quiet(DROP_SECONDS):
-                    assert not record or not record.end or not self.chaos.is_overdue(
-                        record.end, DROP_SECONDS), 'the connection was not closed'
+            while overdue < OVERDUE_TIMES:
+                if await peer.is_quiet(DROP_SECONDS / 2):
+                    overdue += bool(peer.record and peer.record.end) and \
+                        self.chaos.is_overdue(peer.record.end, DROP_SECONDS)
                 first = first or peer.unread
                 peer.unread = b''
+            raise AssertionError('the connection was not closed')
         return first
 
 
@@ -633,9 +635,10 @@ class Chaos:
                     await asyncio.sleep(0)
                 await asyncio.wait({task}, timeout=plan.interrupt_seconds)
                 task.cancel()
-            start = time.monotonic()
-            while not task.done() and not self.is_overdue(start, HANG_SECONDS):
+            start, overdue = time.monotonic(), 0
+            while not task.done() and overdue < OVERDUE_TIMES:
                 await asyncio.wait({task}, timeout=1)
+                overdue += self.is_overdue(start, HANG_SECONDS)
             if not task.done():
                 self.fault(record, 'hangs at ' + test.where(task))
                 task.cancel()
@@ -821,13 +824,14 @@ class Chaos:
     async def _check_leftovers(self, files, ticker):
         """Wait until the server has seen all connections close, and look what is left."""
         gc.collect()
-        start = time.monotonic()
+        start, overdue = time.monotonic(), 0
         loop, others = self.loop, asyncio.all_tasks() - {ticker, asyncio.current_task()}
         faults = ['a timer: %r' % timer for timer in loop.active_timers()] + [
             'a %s of %d' % item for item in loop.watched] + [
             'a task: %s' % test.where(task) for task in others]
-        while self.server.connections and not self.is_overdue(start, HANG_SECONDS):
+        while self.server.connections and overdue < OVERDUE_TIMES:
             await asyncio.sleep(0.01)
+            overdue += self.is_overdue(start, HANG_SECONDS)
         for peer in list(self.server.connections):
             self.fault(peer.record, 'a connection was not closed')
         faults += loop.faults + [str(warning) for warning in self.caught] + [
