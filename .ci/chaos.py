@@ -36,7 +36,7 @@ import aiodnsresolver
 import lowhaio
 import test
 
-WORKERS = 30
+WORKERS = 50
 SOCKET_TIMEOUT = 0.5
 HANG_SECONDS = 8  # More than the waits of any request take together
 BLOCK_SECONDS = 0.1
@@ -312,6 +312,7 @@ class Server(threading.Thread):
         self.chaos = chaos
         self.rng = random.Random(seed)
         self.connections = {}  # Tasks by peer
+        self.stirred = set()  # Peers that must be left alone
         self.stirs = collections.defaultdict(list)  # When something came on an idle connection
         self.loop = asyncio.SelectorEventLoop()
         self.loop.set_debug(False)
@@ -362,6 +363,7 @@ class Server(threading.Thread):
             self.chaos.fault(peer.record, traceback.format_exc())
         finally:
             peer.close()
+            self.stirred.discard(peer)
             del self.connections[peer]
 
     async def _break(self, peer, context):
@@ -486,6 +488,7 @@ class Server(threading.Thread):
             is_open = peer.misbehave(record.plan.after)
         record.has_stirred = True
         if is_open:
+            self.stirred.add(peer)
             await self._drain(peer)
         return False
 
@@ -622,6 +625,9 @@ class Chaos:
         await asyncio.wait(workers)
         for worker in workers:
             worker.result()
+        await self._wait(lambda: not self.server.stirred, DROP_SECONDS)
+        for peer in list(self.server.stirred):
+            self.fault(peer.record, 'an idle connection was not closed')
         await close()
 
     async def _work(self):
@@ -775,6 +781,13 @@ class Chaos:
         return max(sum(max(0, min(end, lag_end) - max(start, lag_start))
                        for lag_start, lag_end in list(lags)) for lags in self.lags)
 
+    async def _wait(self, is_done, seconds):
+        """Wait until it is, or that is overdue."""
+        start, overdue = time.monotonic(), 0
+        while not is_done() and overdue < OVERDUE_TIMES:
+            await asyncio.sleep(0.02)
+            overdue += self.is_overdue(start, seconds)
+
     def is_overdue(self, start, seconds):
         now = time.monotonic()
         return now - start - self.lag(start, now) > seconds
@@ -824,14 +837,11 @@ class Chaos:
     async def _check_leftovers(self, files, ticker):
         """Wait until the server has seen all connections close, and look what is left."""
         gc.collect()
-        start, overdue = time.monotonic(), 0
         loop, others = self.loop, asyncio.all_tasks() - {ticker, asyncio.current_task()}
         faults = ['a timer: %r' % timer for timer in loop.active_timers()] + [
             'a %s of %d' % item for item in loop.watched] + [
             'a task: %s' % test.where(task) for task in others]
-        while self.server.connections and overdue < OVERDUE_TIMES:
-            await asyncio.sleep(0.01)
-            overdue += self.is_overdue(start, HANG_SECONDS)
+        await self._wait(lambda: not self.server.connections, HANG_SECONDS)
         for peer in list(self.server.connections):
             self.fault(peer.record, 'a connection was not closed')
         faults += loop.faults + [str(warning) for warning in self.caught] + [
