@@ -1954,7 +1954,7 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             if not isinstance(exception, Exception):
                 raise
             reason = 'no answer for %s seconds (socket_timeout)' % socket_timeout \
-                if _is_timeout(exception) else exception
+                if _is_timeout(exception) else str(exception)  # It has this frame, in a traceback
             raise kind('%s %s, port %d: %s' % (
                 'no TLS with' if kind is HttpTlsError else 'no connection to',
                 origin.host, origin.port, reason)) from exception

@@ -3442,6 +3442,16 @@ def silent_address(address='127.0.0.1', port=0):
 
 class ConnectTest(TestCase):
 
+    async def test_failed_connection_leaves_no_cycle_that_keeps_frames_alive(self):
+        gc.disable()
+        try:
+            await self.fails(HttpConnectionError, self.pool()(
+                b'GET', 'http://localhost:%d/' % free_port()))
+            kept = [kept for kept in gc.get_objects() if isinstance(kept, ConnectionError)]
+            self.assertEqual(kept, [])
+        finally:
+            gc.enable()
+
     async def test_refused_connection_is_a_connection_error(self):
         with socket.socket() as sock:
             sock.bind(('127.0.0.1', 0))
