@@ -40,7 +40,7 @@ import urllib.parse
 import weakref
 from typing import (
     Any, AsyncIterable, AsyncIterator, Awaitable, Callable, Dict, Generator, Iterable, Iterator,
-    List, MutableMapping, NamedTuple, NoReturn, Optional, Sequence, Tuple, Type, Union,
+    List, Literal, MutableMapping, NamedTuple, NoReturn, Optional, Sequence, Tuple, Type, Union,
 )
 
 from aiodnsresolver import TYPES, DnsError, DnsRecordDoesNotExist, Resolver, ResolverLoggerAdapter
@@ -574,11 +574,16 @@ def _line_error(
 #
 # Generators. They start with what came after a head, and are sent what is received: b'' at the end
 # of the connection. They yield what that decodes to, and what came after the last byte of the
-# body: None until that has arrived. Of a body that is whole from the start, any iterator will do.
+# body: None until that has arrived; or False if there is much to decode yet, for which they are to
+# be sent None once other tasks have had their turn. Of a body that is whole from the start, any
+# iterator will do.
 
 
-_Decoded = Tuple[bytes, Optional[bytes]]
-_Decoder = Generator[_Decoded, bytes, None]
+_Decoded = Tuple[bytes, Union[bytes, Literal[False], None]]
+_Decoder = Generator[_Decoded, Any, None]
+
+# Of chunks, which take about 1 us each, before other tasks get their turn
+_TURN_CHUNKS = 1024
 
 
 def _known_length(length: int, data: bytes) -> Iterator[_Decoded]:
@@ -654,7 +659,12 @@ class _Chunked:
 
     def decoded(self) -> _Decoder:
         size = -1
+        chunks = 0
         while size:
+            if chunks == _TURN_CHUNKS:
+                chunks = 0
+                yield self._joined(), False
+            chunks += 1
             line = _CHUNK_LINE.whole.match(self._data, self._position) or \
                 (yield from self._whole(_CHUNK_LINE))
             size, start = int(line[1], 16), line.end()
@@ -667,7 +677,7 @@ class _Chunked:
             else:
                 self._position = start
                 yield from self._rest_of_chunk(size) if size else self._trailers()
-        yield b''.join(self._chunks), self._data[self._position:]
+        yield self._joined(), self._data[self._position:]
 
     def _rest_of_chunk(self, size: int) -> _Decoder:
         end = self._position + size
@@ -706,15 +716,18 @@ class _Chunked:
         self._position = match.end()
         return match
 
-    def _more(self, rest: bytes) -> _Decoder:
+    def _more(self, rest: bytes) -> Generator[Tuple[bytes, None], bytes, None]:
         """Hand over what is decoded, and go on with what is received then, after the rest."""
-        decoded = b''.join(self._chunks)
-        self._chunks.clear()
-        received = yield decoded, None
+        received = yield self._joined(), None
         if not received:
             raise HttpConnectionClosedError('the body ended before its last chunk')
         self._before += len(self._data) - len(rest)
         self._data, self._position = rest + received, 0
+
+    def _joined(self) -> bytes:
+        decoded = b''.join(self._chunks)
+        self._chunks.clear()
+        return decoded
 
     def _count(self, number: int, syntax: _Syntax) -> None:
         self._limited_bytes += number
@@ -1548,25 +1561,28 @@ class _Exchange:
             view = memoryview(chunk)
             chunk = view.cast('B') if view.nbytes >= _PACKET_BYTES and \
                 view.c_contiguous else bytes(view)
-        if chunk:
-            self._check(chunk)
+        is_checked = not chunk or self._check(chunk)
+        while not is_checked:
+            await self._connection.give_turn()
+            is_checked = self._check(None)
         return chunk
 
-    def _check(self, chunk: Any) -> None:
-        """Hold the body to its framing; b'' is its end."""
+    def _check(self, chunk: Any) -> bool:
+        """Hold the body to its framing; b'' is its end. Return False to be called with None."""
         unused = chunk
         if self._decoder is not None:
             try:
                 _, unused = self._decoder.send(chunk)
             except HttpDataError as exception:
                 raise ValueError(str(exception)) from None
-            if unused is not None:
+            if unused is not None and unused is not False:
                 self._decoder = None
         if unused:
             raise ValueError(
                 'it goes on after its last chunk' if b'transfer-encoding' in self._framing else
                 'it has more bytes than content-length says' if b'content-length' in self._framing
                 else 'it has bytes, but neither content-length nor transfer-encoding is given')
+        return unused is not False
 
     def _error(self, if_nothing_is_sent: Type[HttpError]) -> Type[HttpError]:
         return HttpDataError if self._any_sent else if_nothing_is_sent
@@ -1638,7 +1654,7 @@ class _ResponseBody:
 
     __slots__ = (
         '__weakref__', '_chunk', '_connection', '_decoder', '_failure', '_finalizer',
-        '_is_read', '_log', '_release')
+        '_is_behind', '_is_read', '_log', '_release')
 
     def __init__(
             self, connection: _Connection, decoder: Iterator[_Decoded],
@@ -1655,11 +1671,12 @@ class _ResponseBody:
             self._fail(exception)
             return
 
-        if unused is not None:
+        if unused is not None and unused is not False:
             self._connection = None
             release(connection, unused, log)
             return
         self._decoder: Any = decoder
+        self._is_behind = unused is False  # With decoding what has been received
         self._release = release
         self._log = log
         # And not __del__: in a reference cycle the socket's own finaliser may come first
@@ -1703,15 +1720,23 @@ class _ResponseBody:
         chunk = b''
         try:
             while not chunk and self._connection is not None:
-                chunk = self._decoded(await connection.receive_more())
+                if not self._is_behind:
+                    chunk = self._decoded(await connection.receive_more())
+                    continue
+                await connection.give_turn()
+                self._is_behind = False
+                chunk = self._decoded(None)
         except (OSError, asyncio.TimeoutError) as exception:
             raise _receive_error(exception, 'body', connection) from exception
         return chunk
 
-    def _decoded(self, data: bytes) -> bytes:
+    def _decoded(self, data: Optional[bytes]) -> bytes:
+        """Return what data decodes to. None is for what the decoder has already."""
         chunk: bytes
         chunk, unused = self._decoder.send(data)
-        if unused is not None:
+        if unused is False:
+            self._is_behind = True
+        elif unused is not None:
             self._release(self._detached(), unused, self._log)
         return chunk
 

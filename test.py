@@ -23,6 +23,7 @@ import logging
 import os
 import random
 import re
+import select
 import shutil
 import socket
 import socketserver
@@ -4981,6 +4982,143 @@ class ResponseBodyTest(TestCase):
         while True:
             await asyncio.sleep(0)
             self.ticks += 1
+
+
+def prompt(base):
+    """A class of sockets whose peer seems faster: the loop waits for no bytes that are coming."""
+    class Prompt(base):
+        def recv(self, size):
+            return self._at_once(super().recv, size)
+
+        def send(self, data):
+            return self._at_once(super().send, data)
+
+        def _at_once(self, operation, argument):
+            while True:
+                try:
+                    return operation(argument)
+                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    writes = [self] if operation.__name__ == 'send' else []
+                    if not any(select.select([] if writes else [self], writes, [], 0.02)):
+                        raise
+    return Prompt
+
+
+class FairnessTest(TestCase):
+    """No other task waits for more than 20 ms, however fast the peer is.
+
+    It is a thread, and only this thread's processor time counts: the machine may be busy.
+    """
+
+    SIZE = 20000000
+    TINY = b'1\r\nx\r\n'
+
+    def converse(self, listener, tls, size, answer):
+        accepted = listener.accept()[0]
+        with tls.wrap_socket(accepted, server_side=True) if tls else accepted as sock:
+            data = sock.recv(262144)
+            size -= len(data.split(b'\r\n\r\n', 1)[1])
+            while size > 0 and data:
+                data = sock.recv(262144)
+                size -= len(data)
+            sock.sendall(answer)
+            sock.recv(1)
+
+    async def tick(self):
+        self.late = self.ticks = 0
+        while True:
+            start = time.thread_time()
+            await asyncio.sleep(0)
+            self.late = max(self.late, time.thread_time() - start)
+            self.ticks += 1
+
+    def prompt_context(self):
+        context = trusting()
+        context.sslsocket_class = prompt(ssl.SSLSocket)
+        return context
+
+    async def transfer(self, answer, size=0, tls=False, body=empty_async_iterator, headers=(),
+                       recv_bufsize=65536):
+        request, close = self.pool_and_close(
+            recv_bufsize=recv_bufsize, get_ssl_context=self.prompt_context,
+            get_sock=lambda: prompt(socket.socket)(socket.AF_INET, socket.SOCK_STREAM))
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            thread = threading.Thread(target=self.converse, args=(
+                listener, server_context() if tls else None, size, answer))
+            thread.start()
+            ticks = self.spawn(self.tick())
+            await self.turns()
+            url = '%s://127.0.0.1:%d/' % ('https' if tls else 'http', listener.getsockname()[1])
+            _, _, chunks = await request(b'PUT', url, headers=headers, body=body)
+            async for _ in chunks:
+                pass
+            await self.turns()
+            ticks.cancel()
+            await close()
+            thread.join()
+
+    async def assert_fair(self, *args, **kwargs):
+        late = []
+        while len(late) < 3:  # The garbage collector may have had its turn too
+            await self.transfer(*args, **kwargs)
+            late.append(self.late)
+            if self.late < 0.02:
+                return
+        self.fail('other tasks waited for %s seconds' % late)
+
+    async def test_no_task_is_late_during_a_download(self):
+        for tls in (False, True):
+            with self.subTest(tls=tls):
+                await self.assert_fair(response(bytes(self.SIZE)), tls=tls)
+                self.assertGreater(self.ticks, self.SIZE // 1048576)
+
+    async def test_no_task_is_late_during_an_upload(self):
+        for tls in (False, True):
+            with self.subTest(tls=tls):
+                await self.assert_fair(OK, self.SIZE, tls, streamed(bytes(self.SIZE)),
+                                       length(self.SIZE))
+                self.assertGreater(self.ticks, self.SIZE // 1048576)
+
+    async def test_no_task_is_late_during_a_download_of_tiny_chunks(self):
+        for bufsize in (5000, 65536, 1048576):
+            with self.subTest(bufsize=bufsize):
+                await self.assert_fair(
+                    CHUNKED + 60000 * self.TINY + b'0\r\n\r\n', recv_bufsize=bufsize)
+
+    async def test_no_task_is_late_during_an_upload_of_tiny_chunks(self):
+        async def one_by_one():
+            for _ in range(12000):
+                for piece in (b'1\r\n', b'x', b'\r\n'):
+                    yield piece
+            yield b'0\r\n\r\n'
+        at_once = streamed(60000 * self.TINY + b'0\r\n\r\n')
+        for body, size in ((one_by_one, 72005), (at_once, 360005)):
+            with self.subTest(body=body):
+                await self.assert_fair(OK, size, body=body, headers=CHUNKED_BODY)
+
+    async def test_other_tasks_get_their_turn_though_each_response_is_there_at_once(self):
+        class PromptlyAnswered(socket.socket):
+            def send(self, data):
+                sent = super().send(data)
+                select.select([self], [], [], TEST_SECONDS)
+                return sent
+
+        def answer():
+            with listener.accept()[0] as sock:
+                while sock.recv(262144):
+                    sock.sendall(OK)
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            thread = threading.Thread(target=answer)
+            thread.start()
+            request, close = self.pool_and_close(
+                get_sock=lambda: PromptlyAnswered(socket.AF_INET, socket.SOCK_STREAM))
+            ticks = self.spawn(self.tick())
+            for _ in range(50):
+                await fetch(request, b'GET', 'http://127.0.0.1:%d/' % listener.getsockname()[1])
+            ticks.cancel()
+            await close()
+            thread.join()
+        self.assertGreaterEqual(self.ticks, 50)
 
 
 # ---- Pool ----
