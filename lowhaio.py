@@ -1002,7 +1002,15 @@ class _Connection:
             return self.receive_more()
         if not self._reads:
             self._watch(True, self._writes)
-        return self._completion(self.look, seconds)
+        return self._completion(
+            self._look_on if self._is_tls and seconds is None else self.look, seconds)
+
+    def _look_on(self) -> Optional[bytes]:
+        """look() at an event. If all that came is a part of a TLS record, it was no silence."""
+        data = self.look()
+        if data is None:
+            self._deadline = self._loop.time() + self.timeout
+        return data
 
     async def receive_more(self) -> bytes:
         """The same where more has probably arrived already, as within a body."""

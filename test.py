@@ -3523,7 +3523,78 @@ class ConnectTest(TestCase):
             b'GET', 'http://127.0.0.1:9/'), 'mine', OSError)
 
 
+async def drip(peer, data, seconds=0.05, parts=8):
+    """Send in parts, with pauses before each."""
+    size = len(data) // parts + 1
+    for start in range(0, len(data), size):
+        await asyncio.sleep(seconds)
+        await peer.send(data[start:start + size])
+
+
+async def tls_by_hand(peer, send=Peer.send):
+    """Take the handshake and a request over TLS; return a function that encrypts."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = server_context().wrap_bio(incoming, outgoing, server_side=True)
+    for operation in (tls.do_handshake, tls.read):
+        is_done = False
+        while not is_done:
+            try:
+                is_done = operation() != b''
+            except ssl.SSLWantReadError:
+                await send(peer, outgoing.read())
+                incoming.write(await peer.receive())
+
+    def encrypted(data):
+        tls.write(data)
+        return outgoing.read()
+    return encrypted
+
+
 class TimeoutsOfPhasesTest(TestCase):
+
+    def by_hand(self, send):
+        """The URL of a server over TLS; send(peer, encrypted) answers a request."""
+        async def script(peer):
+            await send(peer, await tls_by_hand(peer))
+            await peer.ended()
+        return self.serve(script=script).url.replace('http', 'https')
+
+    async def test_slow_but_steady_tls_record_is_not_cut(self):
+        async def send(peer, encrypted):
+            await drip(peer, encrypted(response(bytes(9000))), parts=10)
+        url, start = self.by_hand(send), time.monotonic()
+        self.assertEqual((await fetch(self.pool(socket_timeout=0.3), b'GET', url))[2],
+                         bytes(9000))
+        self.assertGreater(time.monotonic() - start, 0.45)
+
+    async def test_half_a_tls_record_times_out_as_a_data_error(self):
+        async def send(peer, encrypted):
+            await drip(peer, encrypted(OK)[:-9], parts=3)
+        url, start = self.by_hand(send), time.monotonic()
+        await self.fails(HttpDataError, self.pool(socket_timeout=0.2)(b'GET', url),
+                         'head', asyncio.TimeoutError)
+        self.assertTrue(0.3 < time.monotonic() - start < 2)
+
+    async def test_slow_but_steady_handshake_is_cut(self):
+        async def script(peer):
+            await tls_by_hand(peer, functools.partial(drip, parts=1000, seconds=0.02))
+        url, start = self.serve(script=script).url.replace('http', 'https'), time.monotonic()
+        await self.fails(HttpTlsError, self.pool(socket_timeout=0.2)(b'GET', url),
+                         'socket_timeout', asyncio.TimeoutError)
+        self.assertTrue(0.15 < time.monotonic() - start < 2)
+
+    async def test_slow_tls_record_does_not_prolong_the_wait_for_a_100(self):
+        async def send(peer, encrypted):
+            await drip(peer, encrypted(OK), seconds=0.3)
+        url, start = self.by_hand(send), time.monotonic()
+
+        async def body():
+            sent_at.append(time.monotonic() - start)
+            yield b'a'
+        sent_at = []
+        await fetch(self.pool(), b'PUT', url, body=body, headers=(
+            (b'content-length', b'1'), (b'expect', b'100-continue')))
+        self.assertTrue(0.9 < sent_at[0] < 2)
 
     async def test_handshake_times_out_as_a_tls_error(self):
         server = self.serve()
