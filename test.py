@@ -9,6 +9,7 @@ import asyncio
 import base64
 import collections
 import contextlib
+import datetime
 import errno
 import faulthandler
 import functools
@@ -3327,6 +3328,38 @@ class NameResolutionTest(TestCase):
         if sys.version_info >= (3, 11):
             self.assertEqual(asyncio.current_task().cancelling(), 0)
 
+    async def test_name_server_that_never_answers_is_a_dns_error(self):
+        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        names.drops = 100
+        start = time.monotonic()
+        await self.fails(HttpDnsError, self.resolving_pool()(b'GET', 'http://a.test/'), 'a.test',
+                         aiodnsresolver.DnsTimeout)
+        self.assertEqual(names.queries, [('a.test', 'A')] * 5)
+        self.assertTrue(2.4 < time.monotonic() - start < 6)
+
+    async def test_name_that_has_neither_record_is_a_dns_error(self):
+        names = NameServer(self).add('a.test', 'A').add('a.test', 'AAAA')
+        await self.fails(HttpDnsError, self.resolving_pool()(b'GET', 'http://a.test/'), 'a.test',
+                         aiodnsresolver.DnsRecordDoesNotExist)
+        self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
+
+    async def test_trailing_dot_is_not_asked_for(self):
+        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        server = self.serve(OK, host='a.test.')
+        self.assertEqual((await fetch(self.resolving_pool(), b'GET', server.url))[2], b'ok')
+        self.assertEqual(names.queries, [('a.test', 'A')])
+
+    async def test_connections_of_before_are_used_again_once_their_address_is_back(self):
+        names = NameServer(self).add('a.test', 'A', '127.0.0.1', ttl=0)
+        server = self.serve(OK, host='a.test', port=free_port())
+        other = self.serve(OK, address='127.0.0.2', port=server.port)
+        request = self.resolving_pool()
+        for address in ('127.0.0.1', '127.0.0.2', '127.0.0.1', '127.0.0.2'):
+            names.add('a.test', 'A', address, ttl=0)
+            await fetch(request, b'GET', server.url)
+            await asyncio.sleep(0.01)
+        self.assertEqual((server.counts(), other.counts()), ([2], [2]))
+
     async def test_cancellation_after_a_lost_packet_passes_through(self):
         names = NameServer(self).add('a.test', 'A', '127.0.0.1')
         names.drops = 2
@@ -3468,7 +3501,7 @@ class ConnectTest(TestCase):
 
     async def test_next_address_is_tried_at_once_if_one_refuses(self):
         server = self.serve(OK, address='127.0.0.3', host='a.test')
-        names = Names().add('a.test', 'A', '127.0.0.1', '127.0.0.2', '127.0.0.3')
+        names = Names().add('a.test', 'A', '127.0.0.1', self.UNREACHABLE, '127.0.0.3')
         start = time.monotonic()
         await fetch(self.pool(get_dns_resolver=names), b'GET', server.url)
         self.assertLess(time.monotonic() - start, 0.2)
@@ -3496,6 +3529,63 @@ class ConnectTest(TestCase):
                 HttpConnectionError, self.pool(get_dns_resolver=names, socket_timeout=0.4)(
                     b'GET', 'http://a.test:%d/' % port), 'a.test', asyncio.TimeoutError)
             self.assertLess(time.monotonic() - start, 0.7)
+
+    REFUSING, SILENT, ACCEPTING = '127.0.0.2', '127.0.0.3', '127.0.0.4'
+    UNREACHABLE = '255.255.255.255'  # As the system says at once
+
+    async def test_addresses_that_fail_in_any_order_leave_the_one_that_accepts(self):
+        server = self.serve(OK, address=self.ACCEPTING, port=free_port())
+        with silent_address(self.SILENT, server.port):
+            orders = list(itertools.permutations(
+                (self.REFUSING, self.UNREACHABLE, self.SILENT, self.ACCEPTING)))
+            tasks = [self.spawn(self.duration(order, server.port)) for order in orders]
+            for order, task in zip(orders, tasks):
+                seconds = await task
+                if order.index(self.SILENT) < order.index(self.ACCEPTING):
+                    self.assertGreater(seconds, 0.24, order)
+        self.assertEqual(len(server.requests), len(orders))
+
+    async def duration(self, addresses, port):
+        names = Names().add('a.test', 'A', *addresses)
+        start = time.monotonic()
+        result = await fetch(self.pool(get_dns_resolver=names), b'GET', 'http://a.test:%d/' % port)
+        self.assertEqual(result[2], b'ok')
+        return time.monotonic() - start
+
+    async def test_failure_is_that_of_the_first_address(self):
+        names = Names()
+        for addresses, error in ((('127.0.0.2', '255.255.255.255'), errno.ECONNREFUSED),
+                                 (('255.255.255.255', '127.0.0.2'), errno.ENETUNREACH)):
+            names.add('a.test', 'A', *addresses)
+            exception = await self.fails(
+                HttpConnectionError, self.pool(get_dns_resolver=names)(
+                    b'GET', 'http://a.test:%d/' % free_port()), addresses[0], OSError)
+            self.assertEqual(exception.__cause__.errno, error)
+
+    async def test_aaaa_is_tried_where_each_a_address_fails_in_its_own_way(self):
+        server = self.serve(OK, address='::1', host='a.test')
+        names = Names().add('a.test', 'AAAA', '::1').add(
+            'a.test', 'A', self.SILENT, self.UNREACHABLE, self.REFUSING)
+        with silent_address(self.SILENT, server.port):
+            request = self.pool(get_dns_resolver=names, socket_timeout=0.4)
+            self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+
+    async def test_attempts_to_silent_addresses_start_each_250_ms_and_are_closed(self):
+        attempts = []
+
+        def get_sock():
+            attempts.append((socket.socket(), self.loop.time()))
+            attempts[-1][0].setblocking(False)
+            return attempts[-1][0]
+        names = Names().add('a.test', 'A', '127.0.0.2', '127.0.0.3', '127.0.0.4')
+        with silent_address('127.0.0.2', free_port()) as port, \
+                silent_address('127.0.0.3', port), silent_address('127.0.0.4', port):
+            await self.fails(HttpConnectionError, self.pool(
+                get_dns_resolver=names, get_sock=get_sock, socket_timeout=0.6)(
+                    b'GET', 'http://a.test:%d/' % port), 'a.test', asyncio.TimeoutError)
+        (first, at), (second, second_at), (third, third_at) = attempts
+        self.assertTrue(0.24 < second_at - at < 0.4 and 0.24 < third_at - second_at < 0.4)
+        self.assertEqual([first.fileno(), second.fileno(), third.fileno()], [-1] * 3)
 
     async def test_get_sock_without_argument_is_told_about_ipv6(self):
         def get_sock():
@@ -3672,6 +3762,9 @@ class TimeoutsOfPhasesTest(TestCase):
         self.assertEqual(size + len(await buffered(body)), 1000000)
 
 
+VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+
+
 class TlsTest(TestCase):
 
     async def test_get_over_tls_is_answered_for_names_and_addresses(self):
@@ -3695,6 +3788,35 @@ class TlsTest(TestCase):
         request = self.pool(get_ssl_context=ssl.create_default_context)
         await self.fails(HttpTlsError, request(b'GET', server.url), 'localhost',
                          ssl.SSLCertVerificationError)
+
+    async def test_certificate_is_checked_for_names_in_idna_and_for_ipv6_addresses(self):
+        names = Names().add('xn--bcher-kva.test', 'A', '127.0.0.1')
+        for host, address, wrong, right in (
+                ('b\u00fccher.test', '127.0.0.1', 'bucher.test', 'xn--bcher-kva.test'),
+                ('[::1]', '::1', '::2', '::1'), ('[::1]', '::1', 'localhost', '::1')):
+            for name in (wrong, right):
+                server = self.serve(OK, tls=server_context(name), host=host, address=address)
+                result = fetch(self.pool(get_dns_resolver=names), b'GET', server.url)
+                if name == right:
+                    self.assertEqual((await result)[2], b'ok')
+                else:
+                    await self.fails(HttpTlsError, result, cause=ssl.SSLCertVerificationError)
+                    self.assertEqual(server.requests, [])
+
+    async def test_expired_certificate_is_a_tls_error(self):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority().issue_cert('localhost', not_after=datetime.datetime(
+            2020, 1, 1, tzinfo=datetime.timezone.utc)).configure_cert(context)
+        server = self.serve(OK, tls=context)
+        await self.fails(HttpTlsError, self.pool()(b'GET', server.url), 'expired',
+                         ssl.SSLCertVerificationError)
+
+    async def test_no_name_is_in_sni_for_addresses(self):
+        seen, context = [], server_context()
+        context.sni_callback = lambda sock, name, context: seen.append(name)
+        for host in ('127.0.0.1', 'localhost'):
+            await fetch(self.pool(), b'GET', self.serve(OK, tls=context, host=host).url)
+        self.assertEqual(seen, [None, 'localhost'])
 
     async def test_plain_server_is_a_tls_error(self):
         server = self.serve(script=closing(b'HTTP/1.1 400 Bad\r\n\r\n'))
@@ -3763,9 +3885,29 @@ class TlsTest(TestCase):
         self.assertEqual((await fetch(self.pool(), b'GET', server.url))[2], b'abc')
 
     async def test_cut_in_other_bodies_and_heads_is_an_error(self):
-        for data in (b'', b'HTTP/1.1 200', OK[:-1], CHUNKED + b'1\r\n'):
+        request = self.pool()
+        for data in (b'', b'HTTP/1.1 200', OK[:-1], CHUNKED + b'1\r\n', CHUNKED + b'1\r\na\r\n',
+                     CHUNKED + b'1\r\na\r\n0\r\n', b'HTTP/1.1 200 OK\r\n\r\n'):
+            for version in VERSIONS:
+                for end in ('cut', 'reset', 'close_notify'):
+                    with self.subTest(data=data, version=version, end=end):
+                        await self.cut(request, data, version, end)
+
+    async def cut(self, request, data, version, end):
+        async def answer(peer):
+            await peer.send(data)
+            {'cut': peer.close, 'reset': peer.reset, 'close_notify': peer.close_tls}[end]()
+        server = self.serve(answer, tls=server_context('localhost', version=version))
+        result = fetch(request, b'GET', server.url)
+        if end == 'close_notify' and data.endswith(b' OK\r\n\r\n'):
+            self.assertEqual((await result)[2], b'')
+        else:
+            await self.fails(HttpConnectionClosedError, result)
+
+    async def test_cut_after_a_whole_response_is_no_error(self):
+        for data in (OK, CHUNKED + chunked(b'ok')):
             server = self.serve(closing(data), tls=True)
-            await self.fails(HttpConnectionClosedError, fetch(self.pool(), b'GET', server.url))
+            self.assertEqual((await fetch(self.pool(), b'GET', server.url))[2], b'ok')
 
     async def test_close_notify_is_sent_when_we_close(self):
         server = self.serve(tls=True)
@@ -3779,7 +3921,7 @@ class TlsTest(TestCase):
         self.assertEqual(await peer.ended(), b'')  # A cut would be an SSLEOFError
 
     async def test_connections_are_reused_in_every_version(self):
-        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        for version in VERSIONS:
             server = self.serve(OK, tls=server_context('localhost', version=version))
             request = self.pool()
             for _ in range(3):
@@ -3789,12 +3931,15 @@ class TlsTest(TestCase):
 
     async def test_large_bodies_go_both_ways_with_a_tiny_buffer(self):
         data = bytes(range(256)) * 1000
-        server = self.serve(response(data), tls=True)
-        _, _, body = await fetch(
-            self.pool(recv_bufsize=100), b'PUT', server.url, body=streamed(data),
-            headers=((b'content-length', b'%d' % len(data)),))
-        self.assertTrue(body == data and server.requests[0].endswith(data))
-        self.assertEqual((await fetch(self.pool(), b'GET', server.url))[2], data)
+        for version in VERSIONS:
+            tls = server_context('localhost', version=version)
+            server = self.serve(response(data), CHUNKED + chunked(data), tls=tls)
+            request = self.pool(recv_bufsize=100)
+            for _ in range(2):
+                _, _, body = await fetch(
+                    request, b'PUT', server.url, body=streamed(data), headers=length(len(data)))
+                self.assertTrue(body == data and server.requests[-1].endswith(data))
+            self.assertEqual(server.counts(), [2])
 
     async def test_large_chunked_body_arrives_whole(self):
         data = os.urandom(3000000)
