@@ -4254,111 +4254,213 @@ class ExpectContinueTest(TestCase):
 
 
 class CancellationTest(TestCase):
+    """Each kind of request is driven to its end, interrupted at its first suspension, at its
+    second, and so on until there was none left to be interrupted, in each of the ways there are.
+    """
+
+    seconds = 60
 
     def setUp(self):
-        self.finals = []
+        self.finals, self.phase, self.phases = [], '', set()
 
-    async def body(self, size, chunks=20):
+    async def body(self, *chunks):
         self.finals.append('begun')
         try:
-            for _ in range(chunks):
+            for chunk in chunks:
+                self.phase = 'body waits'
                 await asyncio.sleep(0)
-                yield bytes(size // chunks)
+                self.phase = 'body is sent'
+                yield chunk
         finally:
             self.finals.append('ended')
+            self.phase = 'body ends'
+            await asyncio.sleep(0)
+            self.phase = 'request'
 
-    async def at_every_await(self, make_server, names=Names, method=b'GET', **arguments):
-        """Cancel at each suspension, before and after what is waited for has come."""
-        suspensions = 0
-        for late in (False, True):
-            number, finished = 0, False
-            while not finished:
-                finished = await self.cancelled_at(number, late, make_server(), names, method,
-                                                   arguments)
-                number += 1
-            suspensions += number
-        self.assertGreater(suspensions, 4)
+    async def whole(self, awaitable):
+        _, _, body = await awaitable
+        self.phase = 'response body'
+        return await buffered(body)
 
-    async def cancelled_at(self, number, late, server, names, method, arguments):
-        task, mine = asyncio.current_task(), asyncio.CancelledError()
-        request, close = self.pool_and_close(get_dns_resolver=names() if names else
-                                             DEFAULT_RESOLVER)
+    def at(self, number, coroutine, interrupt):
+        """Interrupt a coroutine at a suspension, and remember what it was in the middle of."""
+        def note_and_interrupt():
+            self.phases.add(self.phase)
+            self.is_reached = True
+            return interrupt()
+        self.is_reached = self.is_finished = False
+        return self.finished(interrupted(coroutine, number, note_and_interrupt))
 
-        def interrupt():
-            if late:
-                return mine
-            task.cancel()
-            return None
-        self.finals.clear()
+    async def finished(self, awaitable):
+        await awaitable
+        self.is_finished = True
+
+    async def cancelled(self, *arguments):
+        """Before what is waited for has come."""
+        task, message = asyncio.current_task(), ('mine',) if sys.version_info >= (3, 9) else ()
         try:
-            await interrupted(
-                fetch(request, method, server.url, **arguments), number, interrupt)
-            finished = True
+            await self.at(*arguments, lambda: task.cancel(*message) and None)
         except asyncio.CancelledError as exception:
-            finished = False
-            if late:
-                self.assertIs(exception, mine)
-            elif hasattr(task, 'uncancel'):
+            self.assertEqual(exception.args, message)
+            if hasattr(task, 'uncancel'):
                 self.assertEqual(task.uncancel(), 0)
-        self.assertEqual(self.finals[1::2], ['ended'] * len(self.finals[::2]))
-        if not finished:
+
+    async def thrown_into(self, *arguments):
+        """In the turn of the loop in which what is waited for has come, and otherwise unseen."""
+        mine = asyncio.CancelledError()
+        try:
+            await self.at(*arguments, lambda: mine)
+        except asyncio.CancelledError as exception:
+            self.assertIs(exception, mine)
+
+    async def ended_by_timeout(self, *arguments):
+        callbacks = []
+
+        def call_later(seconds, callback):
+            callbacks.append(callback)
+            return Loop.call_later(self.loop, seconds, callback)
+        with contextlib.suppress(asyncio.TimeoutError), contextlib.ExitStack() as stack:
+            with mock.patch.object(self.loop, 'call_later', call_later):
+                stack.enter_context(timeout(self.loop, 60))
+            await self.at(*arguments, lambda: self.loop.call_soon(callbacks[0]) and None)
+
+    async def ended_by_asyncio_timeout(self, *arguments):
+        with contextlib.suppress(asyncio.TimeoutError):
+            async with asyncio.timeout(None) as limit:
+                await self.at(*arguments, lambda: limit.reschedule(self.loop.time()))
+
+    async def ended_by_task_group(self, *arguments):
+        async def failing():
+            await failure.wait()
+            raise KeyError
+        failure = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as group:
+                sibling = group.create_task(failing())
+                await self.at(*arguments, failure.set)
+                if not self.is_reached:
+                    sibling.cancel()
+        except BaseExceptionGroup as exception:  # noqa: F821
+            self.assertEqual([type(error) for error in exception.exceptions], [KeyError])
+        if self.is_finished and asyncio.current_task().cancelling():
+            asyncio.current_task().uncancel()  # Python before 3.13 doesn't in __aexit__
+
+    def ways(self):
+        since_3_11 = (self.ended_by_asyncio_timeout, self.ended_by_task_group) \
+            if sys.version_info >= (3, 11) else ()
+        return (self.cancelled, self.thrown_into, self.ended_by_timeout, *since_3_11)
+
+    async def at_every_await(self, least, make_server, *phases, ways=(), **kwargs):
+        for way in ways or self.ways():
+            self.phases.clear()
+            self.is_reached = True
+            for number in itertools.count():
+                await self.interrupted_at(number, way, make_server(), **kwargs)
+                if not self.is_reached:
+                    break
+            self.assertGreaterEqual(number, least)
+            self.assertGreaterEqual(self.phases, {*phases, 'request'})
+
+    async def interrupted_at(self, number, way, server, names=Names, warm=False, method=b'GET',
+                             pool=(), **arguments):
+        files, watched = open_files(), set(self.loop.watched)
+        request, close = self.pool_and_close(
+            get_dns_resolver=names() if names else DEFAULT_RESOLVER, **dict(pool))
+        if warm:
+            await fetch(request, b'GET', server.url)
+        self.finals.clear()
+        self.phase = 'request'
+
+        await way(number, self.whole(request(method, server.url, **arguments)))
+        if hasattr(asyncio.Task, 'cancelling'):
+            self.assertEqual(asyncio.current_task().cancelling(), 0)
+        self.assertEqual(self.finals, ['begun', 'ended'] if self.finals else [])
+        if not self.is_finished:
+            if names:
+                self.assertEqual(self.loop.active_timers(), [])
             for peer in server.peers:
-                while not server.accepted.empty():
-                    server.accepted.get_nowait()
                 await self.gone(peer)
+            self.assertEqual(self.loop.watched, watched)
+            self.assertEqual(open_files(), files)
         self.assertEqual((await fetch(request, b'GET', server.url))[2][-2:], b'ok')
         await close()
         server.close()
-        return finished
 
     async def gone(self, peer):
         """Wait until the client's end of a connection is closed."""
         while peer.is_open():
             await asyncio.sleep(0)
 
-    async def test_plain_get_is_cancelled_cleanly_at_every_await(self):
-        await self.at_every_await(lambda: self.serve(OK))
+    async def plain_and_tls(self, least, answer, *phases, pool=(), **kwargs):
+        await self.at_every_await(least, lambda: self.serve(answer), *phases, pool=pool, **kwargs)
+        server_tls, client_tls = server_context(), trusting()
+        await self.at_every_await(
+            least + (not kwargs.get('warm')), lambda: self.serve(answer, tls=server_tls), *phases,
+            pool={'get_ssl_context': lambda: client_tls, **dict(pool)}, ways=(self.cancelled, self.thrown_into), **kwargs)
 
-    async def test_get_through_dns_is_cancelled_cleanly_at_every_await(self):
+    async def test_get_is_interrupted_cleanly_at_every_await(self):
+        await self.plain_and_tls(2, OK)
+
+    async def test_get_through_dns_is_interrupted_cleanly_at_every_await(self):
         NameServer(self).add('a.test', 'A', '127.0.0.1')
-        await self.at_every_await(lambda: self.serve(OK, host='a.test'), names=None)
+        await self.at_every_await(3, lambda: self.serve(OK, host='a.test'), names=None)
 
-    async def test_tls_get_is_cancelled_cleanly_at_every_await(self):
-        context = server_context()
-        await self.at_every_await(lambda: self.serve(OK, tls=context))
-
-    async def test_upload_is_cancelled_cleanly_at_every_await(self):
+    async def test_get_through_both_records_is_interrupted_cleanly_at_every_await(self):
+        NameServer(self).add('a.test', 'A').add('a.test', 'AAAA', '::1')
         await self.at_every_await(
-            lambda: self.serve(OK), method=b'PUT', headers=length(1000000), body=self.body,
-            body_args=(1000000,))
+            4, lambda: self.serve(OK, host='a.test', address='::1'), names=None)
 
-    async def test_upload_larger_than_buffers_is_cancelled_cleanly_at_every_await(self):
+    async def test_get_from_the_second_address_is_interrupted_cleanly_at_every_await(self):
         await self.at_every_await(
-            lambda: self.serve(OK), method=b'PUT', headers=length(8000000), body=self.body,
-            body_args=(8000000, 2))
+            3, lambda: self.serve(OK, host='a.test'),
+            names=lambda: Names().add('a.test', 'A', '127.0.0.2', '127.0.0.1'))
 
-    async def test_100_continue_is_cancelled_cleanly_at_every_await(self):
-        await self.at_every_await(
-            lambda: self.serve(OK), method=b'PUT', body=self.body, body_args=(20,),
-            headers=(*length(20), (b'expect', b'100-continue')))
+    async def test_get_on_a_used_connection_is_interrupted_cleanly_at_every_await(self):
+        await self.plain_and_tls(1, OK, warm=True)
 
-    async def test_chunked_download_is_cancelled_cleanly_at_every_await(self):
+    async def test_upload_is_interrupted_cleanly_at_every_await(self):
+        await self.plain_and_tls(
+            5, OK, 'body waits', 'body ends', method=b'PUT', headers=length(3), body=self.body,
+            body_args=(b'a', b'b', b'c'))
+
+    async def test_upload_larger_than_buffers_is_interrupted_cleanly_at_every_await(self):
+        def get_sock():
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
+            return sock
+        await self.plain_and_tls(
+            7, OK, 'body is sent', 'body waits', pool={'get_sock': get_sock}, method=b'PUT',
+            headers=length(600000), body=self.body, body_args=(bytes(300000),) * 2)
+
+    async def test_early_response_is_interrupted_cleanly_at_every_await(self):
+        async def answer(peer):
+            await peer.send(OK)
+            peer.close()
+        await self.plain_and_tls(
+            3, answer, 'body waits', 'body ends', method=b'PUT', headers=CODING, body=self.body,
+            body_args=(b'0\r\n\r\n', *[b''] * 9))
+
+    async def test_100_continue_is_interrupted_cleanly_at_every_await(self):
+        await self.plain_and_tls(
+            5, OK, 'body waits', 'body ends', method=b'PUT', body=self.body, body_args=(b'abc',),
+            headers=(*length(3), (b'expect', b'100-continue')))
+
+    async def test_chunked_download_is_interrupted_cleanly_at_every_await(self):
         async def answer(peer):
             await peer.send(CHUNKED)
-            for _ in range(3):
+            for data in (b'1\r\n', b'a\r\n', b'2\r\nok', b'\r\n0\r\n', b'\r\n'):
                 await self.turns()
-                await peer.send(b'1\r\na\r\n')
-            await self.turns()
-            await peer.send(b'2\r\nok\r\n0\r\n\r\n')
-        await self.at_every_await(lambda: self.serve(answer))
+                await peer.send(data)
+        await self.plain_and_tls(7, answer, 'response body')
 
-    async def test_download_until_close_is_cancelled_cleanly_at_every_await(self):
+    async def test_download_until_close_is_interrupted_cleanly_at_every_await(self):
         async def answer(peer):
             await peer.send(b'HTTP/1.1 200 OK\r\n\r\na')
             await self.turns()
             await peer.send(b'ok')
-            peer.close()
-        await self.at_every_await(lambda: self.serve(answer))
+            await self.turns()
+            peer.close_tls() if isinstance(peer.sock, ssl.SSLSocket) else peer.close()
+        await self.plain_and_tls(4, answer, 'response body')
 
     async def test_connecting_is_cancelled_cleanly(self):
         with silent_address() as port:
