@@ -4066,6 +4066,34 @@ class UploadTest(TestCase):
         self.assertIsInstance(exception.__cause__, KeyError)
         self.assertTrue((await (await server.accept()).ended()).endswith(b'\r\n\r\nabc'))
 
+    async def test_exception_of_the_body_at_any_chunk_is_the_cause(self):
+        async def body(number, waits):
+            try:
+                for _ in range(number):
+                    yield bytes(30000)
+                    if waits:
+                        await asyncio.sleep(0)
+                raise KeyError('mine')
+            finally:
+                ended.append(number)
+
+        async def script(peer):
+            await (peer.ended() if peer is server.peers[0] else peer.request())
+            await peer.send(OK)
+        context, kinds = server_context(), set()
+        for tls, number, waits in itertools.product((None, context), range(5), (False, True)):
+            with self.subTest(tls=tls, number=number, waits=waits):
+                server, request, ended = self.serve(script=script, tls=tls), self.pool(), []
+                with self.assertRaisesRegex(HttpError, 'mine') as raised:
+                    await request(b'PUT', server.url, headers=length(200000), body=body,
+                                  body_args=(number, waits))
+                self.assertIsInstance(raised.exception.__cause__, KeyError)
+                self.assertEqual(ended, [number])
+                await CancellationTest.gone(self, server.peers[0])
+                kinds.add((type(raised.exception), bool(server.peers[0].received)))
+                self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+        self.assertEqual(kinds, {(HttpConnectionError, False), (HttpDataError, True)})
+
     async def test_other_exceptions_of_the_body_pass_through(self):
         class Stop(BaseException):
             pass
@@ -4148,6 +4176,54 @@ class EarlyResponseTest(TestCase):
     async def test_response_is_returned_if_the_server_resets(self):
         await self.ends(Peer.reset)
 
+    async def reads_on(self, peer):
+        while await peer.receive():
+            peer.received.clear()
+
+    async def holds_on(self, peer):
+        await peer.loop.create_future()
+
+    async def closes(self, peer):
+        peer.close()
+
+    async def resets(self, peer):
+        peer.reset()
+
+    async def gigabyte(self, then, tls, headers):
+        """Upload 1 GiB, which is made as it is sent, to a server that answers in its middle."""
+        yielded = 0
+
+        async def body():
+            nonlocal yielded
+            chunk = chunked(bytes(65536))[:-5] if headers is CODING else bytes(65536)
+            while yielded < 2**30:
+                yielded += 65536
+                yield chunk
+
+        async def script(peer):
+            if peer is server.peers[0]:
+                await peer.read_until(b'\r\n\r\n')
+                await peer.read(10**6)
+                await peer.send(self.RESPONSE)
+                await then(peer)
+            else:
+                await peer.request()
+                await peer.send(OK)
+        server = self.serve(script=script, tls=tls)
+        request, start = self.pool(), time.monotonic()
+        result = await fetch(request, b'PUT', server.url, headers=headers, body=body)
+        self.assertEqual((result[0], result[2]), (b'413', b'big'))
+        self.assertLess(time.monotonic() - start, 5)  # And not the 10 of socket_timeout
+        self.assertLess(yielded, 2**26)
+        self.assertFalse(await second_request(request, server))
+
+    async def test_response_in_the_middle_of_a_gigabyte_is_returned_whatever_comes_then(self):
+        context = server_context()
+        for then in (self.reads_on, self.holds_on, self.closes, self.resets):
+            for tls, headers in itertools.product((None, context), (length(2**30), CODING)):
+                with self.subTest(then=then, tls=tls, headers=headers):
+                    await self.gigabyte(then, tls, headers)
+
     async def test_response_is_returned_while_the_body_waits(self):
         async def body():
             try:
@@ -4199,10 +4275,11 @@ class EarlyResponseTest(TestCase):
 class ExpectContinueTest(TestCase):
 
     HEADERS = (*length(3), (b'Expect', b'100-Continue'))
+    CONTINUE = b'HTTP/1.1 100 Continue\r\n\r\n'
 
-    async def expecting(self, answer, then=b''):
+    async def expecting(self, answer, then=b'', tls=None):
         """The result, and the bytes of the body that the server had got."""
-        server = self.serve()
+        server = self.serve(tls=tls)
         task = self.spawn(fetch(self.pool(), b'PUT', server.url, headers=self.HEADERS,
                                 body=streamed(b'abc')))
         peer = await server.accept()
@@ -4217,22 +4294,41 @@ class ExpectContinueTest(TestCase):
         return result[0], (b'' if then else await peer.ended())
 
     async def test_body_is_sent_after_a_100(self):
-        self.assertEqual(await self.expecting(b'HTTP/1.1 100 Continue\r\n\r\n', OK), (b'200', b''))
+        for tls in (None, True):
+            self.assertEqual(await self.expecting(self.CONTINUE, OK, tls), (b'200', b''))
 
     async def test_body_waits_through_other_interim_responses(self):
-        self.assertEqual(await self.expecting(
-            b'HTTP/1.1 103 Hints\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n', OK), (b'200', b''))
+        for tls in (None, True):
+            self.assertEqual(await self.expecting(
+                b'HTTP/1.1 103 Hints\r\n\r\n' + self.CONTINUE, OK, tls), (b'200', b''))
+
+    async def test_other_interim_response_lets_no_body_go(self):
+        server = self.serve()
+        task = self.spawn(fetch(self.pool(), b'PUT', server.url, headers=self.HEADERS,
+                                body=streamed(b'abc')))
+        peer = await server.accept()
+        await peer.read_until(b'\r\n\r\n')
+        await peer.send(b'HTTP/1.1 103 Hints\r\n\r\n')
+        await self.turns(10)
+        with self.assertRaises(BlockingIOError):
+            peer.sock.recv(1)
+        await peer.send(self.CONTINUE)
+        await peer.expect(b'abc')
+        await peer.send(OK)
+        self.assertEqual((await task)[0], b'200')
 
     async def test_body_is_not_sent_after_a_417(self):
-        self.assertEqual(await self.expecting(
-            b'HTTP/1.1 417 No\r\ncontent-length: 0\r\n\r\n'), (b'417', b''))
+        for tls in (None, True):
+            self.assertEqual(await self.expecting(
+                b'HTTP/1.1 417 No\r\ncontent-length: 0\r\n\r\n', tls=tls), (b'417', b''))
 
     async def test_body_is_not_sent_after_a_200(self):
-        self.assertEqual(await self.expecting(OK), (b'200', b''))
+        for tls in (None, True):
+            self.assertEqual(await self.expecting(OK, tls=tls), (b'200', b''))
 
     async def test_body_is_sent_after_a_second_of_silence(self):
         start = time.monotonic()
-        self.assertEqual((await self.expecting(b'', OK))[0], b'200')
+        self.assertEqual((await self.expecting(b'', self.CONTINUE + OK))[0], b'200')
         self.assertTrue(0.9 < time.monotonic() - start < 2)
 
     async def test_expect_without_a_body_waits_for_nothing(self):
@@ -4396,7 +4492,8 @@ class CancellationTest(TestCase):
         server_tls, client_tls = server_context(), trusting()
         await self.at_every_await(
             least + (not kwargs.get('warm')), lambda: self.serve(answer, tls=server_tls), *phases,
-            pool={'get_ssl_context': lambda: client_tls, **dict(pool)}, ways=(self.cancelled, self.thrown_into), **kwargs)
+            pool={'get_ssl_context': lambda: client_tls, **dict(pool)},
+            ways=(self.cancelled, self.thrown_into), **kwargs)
 
     async def test_get_is_interrupted_cleanly_at_every_await(self):
         await self.plain_and_tls(2, OK)
