@@ -1202,10 +1202,11 @@ class _Connection:
         if threading.get_ident() == self._thread:
             self.close()
             return
-        try:
-            self._loop.call_soon_threadsafe(self.close)
-        except RuntimeError:  # The loop is closed
-            self.close()
+        # A loop that has ended, but is not closed yet, forgets it uncalled when it is
+        close = functools.partial(self.close)
+        weakref.finalize(close, self.close)
+        with contextlib.suppress(RuntimeError):  # The loop is closed
+            self._loop.call_soon_threadsafe(close)
 
 
 def _poll_of(sock: socket.socket) -> Callable[[int], Any]:

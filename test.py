@@ -5150,6 +5150,54 @@ class LimitsTest(TestCase):
 # ---- Response body ----
 
 
+# A process that ends while it holds bodies, in one of the ways that sys.argv names
+EXIT_SCRIPT = """
+import asyncio, atexit, gc, os, ssl, sys, threading
+from lowhaio import Pool
+if os.environ.get('LOWHAIO_TEST_LOOP') == 'uvloop':
+    from uvloop import new_event_loop
+else:
+    from asyncio import SelectorEventLoop as new_event_loop
+
+case, *urls = sys.argv[1:]
+bodies = []
+loop = new_event_loop()
+loop.slow_callback_duration = 60  # In development mode it logs
+gc.disable()
+
+def get_ssl_context():
+    return ssl.create_default_context(cadata=os.environ['AUTHORITY'])
+
+async def main():
+    request, close = Pool(get_ssl_context=get_ssl_context)
+    for url in urls:
+        _, _, body = await request(b'GET', url)
+        bodies.append(body)
+        if case != 'unread':
+            await body.__anext__()
+    if case == 'cycle':
+        bodies.append(bodies)
+    if case == 'exit':
+        sys.exit()
+
+if case == 'late':
+    atexit.register(loop.close)  # After the finalizers of bodies
+    loop.run_until_complete(main())
+elif case == 'thread':
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
+    thread.start()
+    thread.join()
+    atexit.register(loop.close)  # Before the finalizers of bodies
+else:
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+if case == 'cycle':
+    del bodies
+"""
+
+
 class ResponseBodyTest(TestCase):
 
     HALF = b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nabc'
@@ -5260,12 +5308,18 @@ class ResponseBodyTest(TestCase):
                 self.assertEqual(await peer.ended(), b'')
 
     async def test_body_in_a_reference_cycle_closes_its_connection(self):
-        peer, body = await self.half()
-        cycle = [body]
-        cycle.append(cycle)
-        del body, cycle
-        gc.collect()
-        self.assertEqual(await peer.ended(), b'')
+        for tls, on_thread in itertools.product((None, True), (False, True)):
+            with self.subTest(tls=tls, on_thread=on_thread):
+                peer, body = await self.half(tls=tls)
+                cycle = [body]
+                cycle.append(cycle)
+                del body, cycle
+                if on_thread:
+                    thread = threading.Thread(target=gc.collect)
+                    thread.start()
+                    thread.join()
+                gc.collect()
+                self.assertEqual(await peer.ended(), b'')
 
     async def test_body_dropped_on_another_thread_closes_its_connection(self):
         for kwargs in ({}, {'tls': True}):
@@ -5277,29 +5331,68 @@ class ResponseBodyTest(TestCase):
             thread.join()
             self.assertEqual(await peer.ended(), b'')
 
-    def test_body_dropped_after_the_loop_was_closed_closes_its_socket(self):
-        async def main():
-            listener.setblocking(False)
-            request, _ = Pool()
-            task = loop.create_task(request(b'GET', 'http://127.0.0.1:%d/' % port))
-            await asyncio.sleep(0)
-            socks.append(listener.accept()[0])
-            socks[0].sendall(self.HALF)
-            return (await task)[2]
-        socks, loop = [], Loop()
+    @contextlib.contextmanager
+    def threaded_server(self, tls):
+        """The URL of a server that needs no loop: it sends a part, and waits for the end."""
+        def serve():
+            sock = listener.accept()[0]
+            sock.settimeout(TEST_SECONDS)
+            with context.wrap_socket(sock, server_side=True) if tls else sock as sock:
+                sock.recv(10000)
+                sock.sendall(self.HALF)
+                while sock.recv(10000):
+                    pass
+            ended.append(True)
+        ended, context = [], server_context()
+        thread = threading.Thread(target=serve)
         with socket.socket() as listener:
             listener.bind(('127.0.0.1', 0))
             listener.listen(1)
-            port = listener.getsockname()[1]
-            bodies = [loop.run_until_complete(main())]
-            loop.close()
-            thread = threading.Thread(target=bodies.clear)
             thread.start()
+            yield 'http%s://127.0.0.1:%d/' % ('s' if tls else '', listener.getsockname()[1])
             thread.join()
-            with socks[0] as sock:
-                sock.settimeout(5)
-                while sock.recv(1000):
-                    pass
+        self.assertEqual(ended, [True])
+
+    @contextlib.contextmanager
+    def nothing_is_said(self):
+        said = []
+        with warnings.catch_warnings(record=True) as caught, \
+                mock.patch('sys.unraisablehook', said.append), \
+                LogRecords('asyncio', logging.WARNING) as logged:
+            warnings.simplefilter('always')
+            yield
+            gc.collect()
+        self.assertEqual(said + logged.messages() + [str(warning) for warning in caught], [])
+
+    def test_body_dropped_after_the_loop_ended_closes_its_socket(self):
+        async def main(url):
+            return (await Pool(get_ssl_context=trusting)[0](b'GET', url))[2]
+        for tls, on_thread, is_closed in itertools.product((False, True), repeat=3):
+            with self.subTest(tls=tls, on_thread=on_thread, is_closed=is_closed), \
+                    self.nothing_is_said(), self.threaded_server(tls) as url:
+                loop = Loop()
+                bodies = [loop.run_until_complete(main(url))]
+                if is_closed:
+                    loop.close()
+                thread = threading.Thread(target=bodies.clear)
+                (thread.start if on_thread else bodies.clear)()
+                if on_thread:
+                    thread.join()
+                loop.close()
+
+    def test_bodies_at_the_exit_of_the_interpreter_are_silent(self):
+        with contextlib.ExitStack() as stack:
+            processes = []
+            for case in ('unread', 'half', 'cycle', 'exit', 'late', 'thread'):
+                urls = [stack.enter_context(self.threaded_server(tls)) for tls in (False, True)]
+                processes.append(subprocess.Popen(
+                    [sys.executable, '-W', 'error', '-X', 'dev', '-c', EXIT_SCRIPT, case, *urls],
+                    stderr=subprocess.PIPE, cwd=os.path.dirname(os.path.abspath(__file__)),
+                    env={**os.environ, 'AUTHORITY': authority().cert_pem.bytes().decode()}))
+            for process in processes:
+                with self.subTest(case=process.args[7]):
+                    said = process.communicate()[1].decode()
+                    self.assertEqual((said, process.returncode), ('', 0))
 
     async def test_no_more_than_a_buffer_is_read_ahead(self):
         async def answer(peer):
