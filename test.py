@@ -5632,7 +5632,51 @@ class FairnessTest(TestCase):
 # ---- Pool ----
 
 
+class OpensslServer:
+    """openssl s_server, which sends key updates when told to: Python's ssl can't."""
+
+    def __init__(self, case):
+        self.output = b''
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(certificate('localhost').private_key_and_cert_chain_pem.bytes())
+            file.flush()
+            self.process = subprocess.Popen(
+                ['openssl', 's_server', '-accept', '127.0.0.1:0', '-tls1_3', '-crlf',
+                 '-cert', file.name, '-key', file.name],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            case._servers.append(self)
+            while b'ACCEPT' not in self.output or not self.output.endswith(b'\n'):
+                self._read()
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self.url = 'https://localhost:%d/' % int(self.output.split(b':')[-1])
+
+    def _read(self):
+        data = os.read(self.process.stdout.fileno(), 65536)
+        assert data, self.output
+        self.output += data
+
+    def type(self, data):
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+
+    async def answer(self, task):
+        """Answer the request that a task sends, and await the task."""
+        self.output = b''
+        while b'\r\n\r\n' not in self.output:
+            await asyncio.sleep(0)
+            with contextlib.suppress(BlockingIOError):
+                self._read()
+        self.type(OK.replace(b'\r\n', b'\n'))
+        return await task
+
+    def close(self):
+        self.process.kill()
+        self.process.communicate()
+
+
 class PoolTest(TestCase):
+
+    STRAY = b'HTTP/1.1 408 Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n'
 
     async def test_connections_are_reused(self):
         server = self.serve(OK, response(), CHUNKED + chunked(b'a'), OK)
@@ -5716,15 +5760,62 @@ class PoolTest(TestCase):
         self.assertFalse(await second_request(request, server))
 
     async def test_stray_bytes_while_idle_never_answer_the_next_request(self):
-        data = b'HTTP/1.1 408 Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n'
         for tls in (None, True):
-            await self.stray(data, False, tls)
+            await self.stray(self.STRAY, False, tls)
             await self.stray(b'x', False, tls)
 
+    async def test_whatever_happens_while_idle_closes_the_connection_when_it_happens(self):
+        context = server_context()
+        for name in ('close', 'close_tls', 'reset', '408', 'byte'):
+            for tls in (context,) if name == 'close_tls' else (None, context):
+                with self.subTest(name=name, tls=tls):
+                    server = self.serve(OK, tls=tls)
+                    files, watched = open_files(), set(self.loop.watched)
+                    await fetch(self.pool(), b'GET', server.url)
+                    peer = server.peers[0]
+                    if name in ('408', 'byte'):
+                        peer.sock.send(self.STRAY if name == '408' else b'x')
+                    else:
+                        getattr(peer, name)()
+                    await CancellationTest.gone(self, peer)
+                    for _ in range(100):
+                        if self.loop.watched != watched:
+                            await asyncio.sleep(0)
+                    self.assertEqual((self.loop.watched, self.loop.active_timers()), (watched, []))
+                    self.assertEqual(open_files(), files)
+
+    async def key_update(self, command, blocked):
+        """Send one on an idle connection; return how many connections two requests took."""
+        recvs = []
+
+        class Recorded(ssl.SSLSocket):
+            def recv(self, *args):
+                recvs.append(self)
+                return super().recv(*args)
+
+        def get_ssl_context():
+            context = trusting()
+            context.sslsocket_class = Recorded
+            return context
+        server, request = OpensslServer(self), self.pool(get_ssl_context=get_ssl_context)
+        await server.answer(self.spawn(fetch(request, b'GET', server.url)))
+        number = len(recvs)
+        server.type(command)
+        if blocked:
+            self.assertTrue(select.select([recvs[0]], [], [], TEST_SECONDS)[0])
+        while len(recvs) == number and not blocked:  # Until the loop has noticed it
+            await asyncio.sleep(0)
+        await server.answer(self.spawn(fetch(request, b'GET', server.url)))
+        server.close()
+        return len(set(recvs))
+
+    async def test_key_updates_while_idle_are_no_stray_bytes(self):
+        for command, blocked in itertools.product((b'k\n', b'K\n'), (False, True)):
+            self.assertEqual(await self.key_update(command, blocked), 1)
+
     async def test_stray_bytes_are_seen_though_the_loop_was_blocked(self):
-        data = b'HTTP/1.1 408 Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n'
         for tls in (None, True):
-            await self.stray(data, True, tls)
+            await self.stray(self.STRAY, True, tls)
 
     async def test_close_is_seen_though_the_loop_was_blocked(self):
         for end in (Peer.close, Peer.close_tls, Peer.reset):
@@ -5749,6 +5840,57 @@ class PoolTest(TestCase):
         await fetch(request, b'GET', server.url)
         await self.fails(HttpConnectionClosedError, request(b'GET', server.url))
         self.assertEqual(server.counts(), [2])
+
+    async def test_connections_that_take_nothing_are_replaced_silently(self):
+        class Mortal(socket.socket):
+            is_dead = False
+
+            def send(self, *args):
+                if self.is_dead:
+                    raise BrokenPipeError
+                return super().send(*args)
+        socks, bodies = [], []
+
+        def get_sock():
+            socks.append(Mortal(socket.AF_INET, socket.SOCK_STREAM))
+            return socks[-1]
+
+        async def body():
+            bodies.append('begun')
+            yield b'abc'
+        server = self.serve(OK)
+        request = self.pool(get_sock=get_sock)
+        tasks = [self.spawn(fetch(request, b'GET', server.url)) for _ in range(3)]
+        for task in tasks:
+            await task
+        for dead, connections in ((socks[1:3], 3), (socks[:1], 4)):
+            for sock in dead:
+                sock.is_dead = True
+            await fetch(request, b'PUT', server.url, headers=length(3), body=body)
+            self.assertEqual((len(socks), len(server.peers)), (connections, connections))
+        self.assertEqual(len(bodies), 2)
+        self.assertEqual(sum(map(len, (peer.requests for peer in server.peers))), 5)
+
+    async def test_request_that_a_dying_connection_took_is_never_sent_twice(self):
+        async def script(peer):
+            await peer.request()
+            await peer.send(OK)
+            if is_read:
+                await peer.read_until(b'\r\n\r\n')
+                await peer.read(5)
+            else:
+                await peer._ready(False)  # The kernel has it
+            end(peer)
+        context = server_context()
+        for tls, end, is_read, size in itertools.product(
+                (None, context), (Peer.close, Peer.reset), (False, True), (10, 10**7)):
+            with self.subTest(tls=tls, end=end, is_read=is_read, size=size):
+                server, request = self.serve(script=script, tls=tls), self.pool()
+                await fetch(request, b'GET', server.url)
+                await self.fails(HttpConnectionClosedError, request(
+                    b'PUT', server.url, headers=length(size), body=streamed(bytes(size))))
+                await self.turns(5)
+                self.assertEqual(len(server.peers), 1)
 
     async def test_connections_are_of_one_host_port_and_tls(self):
         names = Names().add('a.test', 'A', '127.0.0.1')
