@@ -4559,6 +4559,24 @@ class CancellationTest(TestCase):
             peer.close_tls() if isinstance(peer.sock, ssl.SSLSocket) else peer.close()
         await self.plain_and_tls(4, answer, 'response body')
 
+    async def test_second_cancellation_ends_a_callers_body_that_does_not_end(self):
+        async def body():
+            try:
+                yield bytes(10**7)
+            finally:
+                self.finals.append('ended')
+                await asyncio.Event().wait()
+        server = self.serve()
+        task = self.spawn(self.pool()(b'PUT', server.url, headers=length(10**7), body=body))
+        peer = await server.accept()
+        await peer.read_until(b'\r\n\r\n')
+        task.cancel()
+        await peer.ended()  # The connection doesn't wait for the body
+        self.assertEqual((self.finals, task.done()), (['ended'], False))
+        task.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await task
+
     async def test_connecting_is_cancelled_cleanly(self):
         with silent_address() as port:
             task = self.spawn(self.pool()(b'GET', 'http://localhost:%d/' % port))
