@@ -44,7 +44,21 @@ setup(
     python_requires='>=3.8',
     install_requires=['aiodnsresolver>=0.0.157'],
     extras_require={
-        'test': ['aiohttp', 'h11', 'trustme', 'uvloop; platform_system != "Windows"'],
+        'test': [
+            'aiohttp',
+            'flask',  # For moto's server: its own extra has much more
+            'flask-cors',
+            'h11',
+            'lowhaio-aws-sigv4-unsigned-payload==0.0.4',
+            'lowhaio-aws-sigv4==0.0.4',
+            'lowhaio-chunked==0.0.5',
+            'lowhaio-redirect==0.0.1',
+            'lowhaio-retry==0.0.5',
+            'mobius3==0.0.36',
+            'moto[s3]',
+            'trustme',
+            'uvloop; platform_system != "Windows"',
+        ],
         'dev': ['build', 'check-jsonschema', 'coverage', 'mypy', 'ruff', 'twine'],
     },
     cmdclass={'sdist': SdistWithTests},

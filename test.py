@@ -15,6 +15,7 @@ import faulthandler
 import functools
 import gc
 import hashlib
+import hmac
 import http.server
 import inspect
 import io
@@ -40,12 +41,20 @@ import tracemalloc
 import types
 import typing
 import unittest
+import urllib.parse
 import warnings
+import xml.etree.ElementTree
 from pathlib import Path
 from unittest import mock
 
 import aiodnsresolver
 import h11
+import lowhaio_aws_sigv4
+import lowhaio_aws_sigv4_unsigned_payload
+import lowhaio_chunked
+import lowhaio_redirect
+import lowhaio_retry
+import mobius3
 from aiodnsresolver import TYPES
 
 import lowhaio
@@ -6672,6 +6681,376 @@ class AiohttpTest(TestCase):
         server = AiohttpServer(self, answer)
         _, _, body = await self.pool()(b'GET', server.url)
         await self.fails(HttpConnectionClosedError, buffered(body))
+
+
+# ---- Real clients ----
+#
+# What is published for lowhaio 0.0.89, as it comes from PyPI, runs on this one.
+
+
+AMZ_KEY, AMZ_SECRET = 'AKIDEXAMPLE', 'wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY'
+REGION = 'us-east-1'
+
+# It takes a listener over: nobody can take its port in between. It ends with this process
+MOTO_SCRIPT = """
+import os, sys, threading
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+app = DomainDispatcherApplication(create_backend_app)
+make_server('127.0.0.1', 0, app, threaded=True, fd=int(sys.argv[1])).serve_forever()
+"""
+
+
+class Moto:
+    """An S3 server, in a process of its own: it takes a second to be imported."""
+
+    def __init__(self):
+        with socket.create_server(('127.0.0.1', 0), backlog=500) as listener:
+            self.address = listener.getsockname()
+            self.process = subprocess.Popen(
+                [sys.executable, '-c', MOTO_SCRIPT, str(listener.fileno())],
+                stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()],
+                start_new_session=True)
+
+    async def answer(self, peer):
+        """Hand a request over to it, and its response to the peer."""
+        request = peer.requests[-1]
+        with socket.create_connection(self.address) as sock, \
+                contextlib.closing(Peer(sock)) as moto:
+            sock.setblocking(False)
+            await moto.send(request)
+            head = await moto.read_until(b'\r\n\r\n')
+            length = re.search(rb'(?i)\r\ncontent-length: (\d+)\r\n', head)
+            has_body = length and not request.startswith(b'HEAD ')
+            await peer.send(head + (await moto.read(int(length[1])) if has_body else b''))
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def signature_and_expected(request):
+    """The signature of a request, and what AWS computes for its bytes (Signature Version 4)."""
+    head, _, body = request.partition(b'\r\n\r\n')
+    request_line, *lines = head.split(b'\r\n')
+    method, target, _ = request_line.split(b' ')
+    path, _, query = target.partition(b'?')
+    fields = dict(re.fullmatch(rb'([^:]+):\s*(.*)', line).groups() for line in lines)
+    fields = {name.lower(): b' '.join(value.split()) for name, value in fields.items()}
+    assert len(fields) == len(lines)
+    scope, names, signature = re.fullmatch(
+        rb'AWS4-HMAC-SHA256 Credential=%b/(\d{8}/[^/]+/[^/]+/aws4_request), '
+        rb'SignedHeaders=([^,]+), Signature=([0-9a-f]{64})' % AMZ_KEY.encode(),
+        fields[b'authorization']).groups()
+    assert {b'host', b'x-amz-date', b'x-amz-content-sha256'} <= set(names.split(b';'))
+
+    payload = fields[b'x-amz-content-sha256']
+    if payload != b'UNSIGNED-PAYLOAD':
+        payload = hashlib.sha256(body).hexdigest().encode()
+    pairs = [pair.partition(b'=') for pair in query.split(b'&')] if query else []
+    canonical_request = b'\n'.join((
+        method,
+        aws_encoded(path, b'/'),
+        b'&'.join(sorted(
+            aws_encoded(name) + b'=' + aws_encoded(value) for name, _, value in pairs)),
+        *(b'%b:%b' % (name, fields[name]) for name in sorted(names.split(b';'))),
+        b'', names, payload))
+    to_sign = b'\n'.join((
+        b'AWS4-HMAC-SHA256', fields[b'x-amz-date'], scope,
+        hashlib.sha256(canonical_request).hexdigest().encode()))
+    key = functools.reduce(
+        lambda key, text: hmac.new(key, text, hashlib.sha256).digest(),
+        [*scope.split(b'/'), to_sign], b'AWS4' + AMZ_SECRET.encode())
+    return signature, key.hex().encode()
+
+
+def aws_encoded(data, safe=b''):
+    return urllib.parse.quote(urllib.parse.unquote_to_bytes(data), safe=safe + b'~').encode()
+
+
+async def credentials(*_):
+    return AMZ_KEY, AMZ_SECRET, ()
+
+
+class ClientTest(TestCase):
+
+    def check_signatures(self, server):
+        self.assertTrue(server.requests)
+        for request in server.requests:
+            with self.subTest(request=request[:200]):
+                signature, expected = signature_and_expected(request)
+                self.assertEqual(signature, expected)
+
+    def forgive_utcnow(self, *modules):
+        """They use what Python 3.12 has deprecated. Until the end of the test."""
+        warnings.filterwarnings(
+            'ignore', r'datetime\.datetime\.utcnow\(\) is deprecated', DeprecationWarning,
+            '|'.join(modules) + '$')
+
+
+def targets(server):
+    return [request.split(b' ', 2)[1] for request in server.requests]
+
+
+def redirect(code, location):
+    return b'HTTP/1.1 %d x\r\nlocation: %b\r\ncontent-length: 4\r\n\r\nmore' % (code, location)
+
+
+class TestLayers(ClientTest):
+
+    async def test_locations_arrive_intact_through_lowhaio_redirect(self):
+        for location in (
+                b'/', b'/a%20b', b'/a%2Fb%252F', b'/%C3%A9/%e2%82%ac', b'/?q=a%26b&q=c+d&r=%2B',
+                b'/a;b=c/d:e@f?/?=%3D&&', b"/!$&'()*,=~-._?!$'()*,;:@/?"):
+            for start in b'', b'//localhost:%(port)d', b'http://localhost:%(port)d':
+                with self.subTest(location=location, start=start):
+                    server = self.serve(OK)
+                    place = start % {b'port': server.port} + location
+                    server.answers = collections.deque([redirect(302, place), OK])
+                    request = lowhaio_redirect.redirectable(self.pool())
+                    answer = await fetch(request, b'GET', server.url + '/start')
+                    self.assertEqual((answer[0], answer[2]), (b'200', b'ok'))
+                    self.assertEqual(targets(server), [b'/start', location])
+                    self.assertEqual(server.counts(), [2])
+
+    async def test_redirected_request_has_the_body_again_or_becomes_a_get(self):
+        for code, method, repeats in (
+                (301, b'PUT', True), (302, b'POST', False), (303, b'PUT', False),
+                (307, b'POST', True), (308, b'PATCH', True)):
+            with self.subTest(code=code, method=method):
+                server = self.serve(redirect(code, b'/there'), OK)
+                request = lowhaio_redirect.redirectable(self.pool())
+                await fetch(request, method, server.url + '/', **of_length(b'data'))
+                ending = b'content-length: 4\r\n\r\ndata' if repeats else b'\r\n\r\n'
+                self.assertEqual(server.requests[1].split(b' ')[0], method if repeats else b'GET')
+                self.assertTrue(server.requests[1].endswith(ending), server.requests[1])
+                self.assertEqual(b'content-length' in server.requests[1], repeats)
+
+    async def test_redirect_to_another_host_has_no_authorization(self):
+        other = self.serve(OK, host='a.test')
+        for place, expected in ((b'/same', True), (other.url.encode(), False)):
+            server = self.serve(redirect(302, place), OK)
+            names = Names().add('a.test', 'A', '127.0.0.1')
+            request = lowhaio_redirect.redirectable(self.pool(get_dns_resolver=names))
+            await fetch(request, b'GET', server.url, headers=((b'authorization', b'secret'),))
+            last = (server.requests[1:] or other.requests)[0]
+            self.assertEqual(b'secret' in last, expected)
+
+    async def test_endless_redirects_end_on_one_connection(self):
+        server = self.serve(redirect(301, b'/'))
+        request = lowhaio_redirect.redirectable(self.pool(), max_redirects=5)
+        await self.fails(
+            lowhaio_redirect.HttpTooManyRedirects, request(b'GET', server.url))
+        self.assertEqual(server.counts(), [5])
+
+    async def test_lowhaio_retry_tries_again_after_the_class_it_is_given(self):
+        server = self.serve(
+            closing(b''), closing(b'HTTP/1.1 2'), closing(b'not HTTP\r\n'), OK, closing(b''))
+        names = Names(ttl=0)
+        request = lowhaio_retry.retry(self.pool(get_dns_resolver=names), (
+            (HttpConnectionError, (0, 0)), (HttpDataError, (0, 0, 0))))
+        _, _, body = await fetch(request, b'PUT', server.url, **of_length(b'some'))
+        self.assertEqual((body, server.counts()), (b'ok', [1, 1, 1, 1]))
+        self.assertTrue(all(sent.endswith(b'\r\n\r\nsome') for sent in server.requests))
+        self.assertEqual(len(names.queries), 4)
+
+    async def test_lowhaio_retry_gives_up_with_the_last_exception_and_its_cause(self):
+        secure = self.serve(tls=server_context('b.test'))
+        refusing = self.serve(OK)
+        refusing.close()
+        unknown = Names()
+        unknown.records['localhost', 'A'] = aiodnsresolver.DnsError()
+        for names, url, kind, cause in (
+                (unknown, refusing.url, HttpDnsError, aiodnsresolver.DnsError),
+                (Names(ttl=0), refusing.url, HttpConnectionError, ConnectionRefusedError),
+                (Names(ttl=0), secure.url, HttpTlsError, ssl.SSLCertVerificationError)):
+            request = lowhaio_retry.retry(
+                self.pool(get_dns_resolver=names), ((HttpConnectionError, (0, 0)),))
+            await self.fails(kind, request(b'GET', url), cause=cause)
+            self.assertEqual(names.queries.count(('localhost', 'A')), 3)
+
+    async def test_lowhaio_chunked_body_arrives(self):
+        async def body(count, *, size):
+            for number in range(count):
+                yield b'%d' % number * size
+
+        expected = b''.join(b'%d' % number * 1000 for number in range(200))
+        server, request = AiohttpServer(self, echo), self.pool()
+        for _ in range(2):
+            _, _, got = await fetch(
+                request, b'POST', server.url, headers=CHUNKED_BODY,
+                body=lowhaio_chunked.chunked(body), body_args=(200,),
+                body_kwargs=(('size', 1000),))
+            self.assertEqual(hashlib.sha256(got).digest(), hashlib.sha256(expected).digest())
+        self.assertEqual(len(server.connections), 1)
+
+    async def test_all_layers_together(self):
+        self.forgive_utcnow('lowhaio_aws_sigv4_unsigned_payload')
+        server = self.serve(
+            closing(b''), redirect(307, b"/~there/!$&'()*,;=:@"),
+            closing(b'HTTP/1.1 200 OK\r\nx'), OK)
+        request = lowhaio_redirect.redirectable(lowhaio_aws_sigv4_unsigned_payload.signed(
+            lowhaio_retry.retry(self.pool(), ((HttpDataError, (0, 0)),)),
+            credentials, 's3', REGION))
+        _, _, body = await fetch(
+            request, b'PUT', server.url + '/key', headers=CHUNKED_BODY,
+            body=lowhaio_chunked.chunked(streamed(b'data')))
+        self.assertEqual((body, targets(server)), (
+            b'ok', [b'/key', b'/key', *[b"/~there/!$&'()*,;=:@"] * 2]))
+        self.check_signatures(server)
+        for sent in server.requests:
+            self.assertTrue(sent.endswith(b'\r\n\r\n4\r\ndata\r\n0\r\n\r\n'), sent)
+
+
+class TestS3(ClientTest):
+
+    @classmethod
+    def setUpClass(cls):
+        cls.moto = Moto()
+        cls.addClassCleanup(cls.moto.close)
+
+    async def bucket(self):
+        """The URL of a new one, on a server that hands over to moto what it records."""
+        server = self.serve(self.moto.answer)
+        name = '/bucket-%d' % server.port
+        code, _, body = await fetch(
+            self.signed(lowhaio_aws_sigv4), b'PUT', server.url + name)
+        self.assertEqual(code, b'200', body)
+        return server, server.url + name
+
+    def signed(self, layer):
+        self.forgive_utcnow('lowhaio_aws_sigv4', 'lowhaio_aws_sigv4_unsigned_payload')
+        return layer.signed(self.pool(), credentials, 's3', REGION)
+
+    async def test_keys_of_all_kinds_are_signed_as_they_are_sent(self):
+        keys = ['key', 'a/b.c', 'two words', '\xfc\u20ac\U0001f600', 'a+b=c&d', '100%', '%zz%',
+                "!$'()*,:@~-._", '"<>[]\\^`{|}']
+        server, url = await self.bucket()
+        for layer in lowhaio_aws_sigv4, lowhaio_aws_sigv4_unsigned_payload:
+            request = self.signed(layer)
+            prefix = layer.__name__ + '/'
+            for key in keys:
+                data = os.urandom(10)
+                length = () if layer is lowhaio_aws_sigv4 else ((b'content-length', b'10'),)
+                await fetch(request, b'PUT', '%s/%s%s' % (url, prefix, key),
+                            headers=length, body=streamed(data))
+                answer = await fetch(request, b'GET', '%s/%s%s' % (url, prefix, key))
+                self.assertEqual((answer[0], answer[2]), (b'200', data))
+            _, _, listing = await fetch(
+                request, b'GET', url, params=(('list-type', '2'), ('prefix', prefix)))
+            self.assertEqual(listed_keys(listing), sorted(prefix + key for key in keys))
+        self.check_signatures(server)
+
+    async def test_params_are_signed_as_they_are_sent(self):
+        server = self.serve(OK)
+        for layer in lowhaio_aws_sigv4, lowhaio_aws_sigv4_unsigned_payload:
+            request = self.signed(layer)
+            for params, expected in (
+                    ((('a', 'b'),), b'a=b'),
+                    ((('b', '2'), ('a', '1')), b'b=2&a=1'),
+                    ((('a', '2'), ('a', '1'), ('a', '')), b'a=2&a=1&a='),
+                    ((('uploads', ''),), b'uploads='),
+                    ((('a b', 'c d'), ('+', '+')), b'a%20b=c%20d&%2B=%2B'),
+                    ((('prefix', 'a/b'), ('~*', "~-._!'()")),
+                     b'prefix=a%2Fb&~%2A=~-._%21%27%28%29'),
+                    ((('\xe9', '\u20ac&='), ('%41', '%2F')),
+                     b'%C3%A9=%E2%82%AC%26%3D&%2541=%252F')):
+                await fetch(request, b'GET', server.url + '/a;b=c/', params=params)
+                self.assertEqual(targets(server)[-1], b'/a;b=c/?' + expected)
+        self.check_signatures(server)
+
+    async def test_headers_and_session_tokens_are_signed_as_they_are_sent(self):
+        async def with_token():
+            return AMZ_KEY, AMZ_SECRET, ((b'x-amz-security-token', b'to+ken/=='),)
+
+        server = self.serve(OK)
+        url = server.url.replace('localhost', 'LocalHost') + '/'
+        for layer in lowhaio_aws_sigv4, lowhaio_aws_sigv4_unsigned_payload:
+            self.signed(layer)
+            request = layer.signed(self.pool(), with_token, 's3', REGION)
+            await fetch(request, b'GET', url, headers=(
+                (b'X-Amz-Meta-B', b'  two   words '), (b'range', b'bytes=0-9'),
+                (b'accept', b'*/*')))
+            self.assertIn(b'\r\nx-amz-security-token: to+ken/==\r\n', server.requests[-1])
+        self.check_signatures(server)
+
+    async def test_large_files_go_up_and_down(self):
+        server, url = await self.bucket()
+        data = random.Random(1).getrandbits(8 * 3000001).to_bytes(3000001, 'big')
+
+        async def body(size):
+            for start in range(0, len(data), size):
+                yield data[start:start + size]
+
+        for layer in lowhaio_aws_sigv4, lowhaio_aws_sigv4_unsigned_payload:
+            request = self.signed(layer)
+            length = () if layer is lowhaio_aws_sigv4 else ((b'content-length', b'3000001'),)
+            code, _, _ = await fetch(
+                request, b'PUT', url + '/large', headers=length, body=body, body_args=(100003,))
+            self.assertEqual(code, b'200')
+            code, _, body_back = await request(b'GET', url + '/large')
+            self.assertEqual(
+                (code, await digest(body_back)), (b'200', hashlib.sha256(data).hexdigest()))
+        self.check_signatures(server)
+
+    async def test_mobius3_syncs_folders(self):
+        server, url = await self.bucket()
+        first, second = self.folder(), self.folder()
+        async with self.mobius3(server, url, first):
+            write_files(first, {
+                'file': b'some text', 'empty': b'', 'to be renamed \xe9': os.urandom(100001),
+                'to be deleted': b'old', 'folder/deep/file +&=.bin': os.urandom(50000),
+                'moved/file': b'moved'})
+        async with self.mobius3(server, url, second):
+            self.assertEqual(read_files(second), read_files(first))
+        self.assertEqual(len(read_files(second)), 6)
+
+        async with self.mobius3(server, url, first):
+            os.rename(first + '/to be renamed \xe9', first + '/folder/renamed')
+            os.rename(first + '/moved', first + '/elsewhere')
+            os.remove(first + '/to be deleted')
+        async with self.mobius3(server, url, second):
+            self.assertEqual(read_files(second), read_files(first))
+        self.assertEqual(sorted(read_files(second)), [
+            'elsewhere/file', 'empty', 'file', 'folder/deep/file +&=.bin', 'folder/renamed'])
+        self.check_signatures(server)
+
+    def folder(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        return folder.name
+
+    @contextlib.asynccontextmanager
+    async def mobius3(self, server, url, folder):
+        """Downloads what is new before the block, and uploads what is after it."""
+        with LogRecords('mobius3', logging.WARNING) as logged:
+            start, stop = mobius3.Syncer(
+                folder, url.rpartition('/')[2], server.url + '/{}/', REGION,
+                get_credentials=credentials, get_pool=self.pool_and_close,
+                local_modification_persistance=0)
+            await start()
+            yield
+            await stop()
+        self.assertEqual(logged.messages(), [])
+
+
+def listed_keys(listing):
+    return [element.text for element in xml.etree.ElementTree.fromstring(listing).iter()
+            if element.tag.endswith('}Key')]
+
+
+def write_files(folder, contents):
+    for name, data in contents.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def read_files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in Path(folder).rglob('*') if path.is_file()}
 
 
 # ---- README and examples ----
