@@ -59,7 +59,9 @@ setup(
             'trustme',
             'uvloop; platform_system != "Windows"',
         ],
-        'dev': ['build', 'check-jsonschema', 'coverage', 'mypy', 'ruff', 'twine'],
+        'dev': [
+            'build', 'check-jsonschema', 'coverage', 'mypy', 'pyright[nodejs]', 'ruff', 'twine',
+        ],
     },
     cmdclass={'sdist': SdistWithTests},
 )

@@ -43,7 +43,7 @@ class HttpConnectionClosedError(HttpDataError): ...
 class HttpHeaderTooLong(HttpDataError): ...
 class HttpInvalidResponse(HttpDataError): ...
 
-class HttpLoggerAdapter(logging.LoggerAdapter[logging.Logger]): ...
+class HttpLoggerAdapter(logging.LoggerAdapter[Any]): ...
 
 @type_check_only
 class _Body(AsyncIterator[bytes], Protocol):
@@ -55,7 +55,7 @@ class _Request(Protocol):
         self,
         method: bytes,
         url: str,
-        params: Iterable[tuple[object, object]] = ...,
+        params: Iterable[tuple[object, object]] | dict[Any, Any] = ...,
         headers: Iterable[tuple[bytes, bytes]] = ...,
         body: Callable[..., AsyncIterable[_Chunk]] = ...,
         body_args: Iterable[Any] = ...,
