@@ -25,6 +25,7 @@ import logging
 import os
 import random
 import re
+import runpy
 import select
 import shutil
 import socket
@@ -6688,6 +6689,8 @@ class AiohttpTest(TestCase):
 # What is published for lowhaio 0.0.89, as it comes from PyPI, runs on this one.
 
 
+SIGNED, UNSIGNED = lowhaio_aws_sigv4, lowhaio_aws_sigv4_unsigned_payload
+
 AMZ_KEY, AMZ_SECRET = 'AKIDEXAMPLE', 'wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY'
 REGION = 'us-east-1'
 
@@ -6729,6 +6732,14 @@ class Moto:
     def close(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+@functools.lru_cache(maxsize=None)
+def moto():
+    """One for all tests, that is started when the first of them needs it."""
+    server = Moto()
+    unittest.addModuleCleanup(server.close)
+    return server
 
 
 def signature_and_expected(request):
@@ -6783,11 +6794,15 @@ class ClientTest(TestCase):
                 signature, expected = signature_and_expected(request)
                 self.assertEqual(signature, expected)
 
-    def forgive_utcnow(self, *modules):
-        """They use what Python 3.12 has deprecated. Until the end of the test."""
+    def signed(self, layer, credentials=credentials):
+        self.forgive_utcnow(layer)
+        return layer.signed(self.pool(), credentials, 's3', REGION)
+
+    def forgive_utcnow(self, layer):
+        """Let it use what Python 3.12 has deprecated, until the end of the test."""
         warnings.filterwarnings(
             'ignore', r'datetime\.datetime\.utcnow\(\) is deprecated', DeprecationWarning,
-            '|'.join(modules) + '$')
+            layer.__name__ + '$')
 
 
 def targets(server):
@@ -6887,11 +6902,11 @@ class TestLayers(ClientTest):
         self.assertEqual(len(server.connections), 1)
 
     async def test_all_layers_together(self):
-        self.forgive_utcnow('lowhaio_aws_sigv4_unsigned_payload')
+        self.forgive_utcnow(UNSIGNED)
         server = self.serve(
             closing(b''), redirect(307, b"/~there/!$&'()*,;=:@"),
             closing(b'HTTP/1.1 200 OK\r\nx'), OK)
-        request = lowhaio_redirect.redirectable(lowhaio_aws_sigv4_unsigned_payload.signed(
+        request = lowhaio_redirect.redirectable(UNSIGNED.signed(
             lowhaio_retry.retry(self.pool(), ((HttpDataError, (0, 0)),)),
             credentials, 's3', REGION))
         _, _, body = await fetch(
@@ -6904,36 +6919,38 @@ class TestLayers(ClientTest):
             self.assertTrue(sent.endswith(b'\r\n\r\n4\r\ndata\r\n0\r\n\r\n'), sent)
 
 
-class TestS3(ClientTest):
+class S3Test(ClientTest):
 
     @classmethod
     def setUpClass(cls):
-        cls.moto = Moto()
-        cls.addClassCleanup(cls.moto.close)
+        moto()
 
-    async def bucket(self):
-        """The URL of a new one, on a server that hands over to moto what it records."""
-        server = self.serve(self.moto.answer)
-        name = '/bucket-%d' % server.port
-        code, _, body = await fetch(
-            self.signed(lowhaio_aws_sigv4), b'PUT', server.url + name)
+    async def bucket(self, host='localhost'):
+        """A server that hands over to moto what it records, and the URL of a new bucket on it."""
+        server = self.serve(moto().answer, host=host)
+        url = '%s/bucket-%d' % (server.url, server.port)
+        code, _, body = await fetch(self.signed(SIGNED), b'PUT', url)
         self.assertEqual(code, b'200', body)
-        return server, server.url + name
+        return server, url
 
-    def signed(self, layer):
-        self.forgive_utcnow('lowhaio_aws_sigv4', 'lowhaio_aws_sigv4_unsigned_payload')
-        return layer.signed(self.pool(), credentials, 's3', REGION)
+    def folder(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        return folder.name
+
+
+class TestS3(S3Test):
 
     async def test_keys_of_all_kinds_are_signed_as_they_are_sent(self):
         keys = ['key', 'a/b.c', 'two words', '\xfc\u20ac\U0001f600', 'a+b=c&d', '100%', '%zz%',
                 "!$'()*,:@~-._", '"<>[]\\^`{|}']
         server, url = await self.bucket()
-        for layer in lowhaio_aws_sigv4, lowhaio_aws_sigv4_unsigned_payload:
+        for layer in SIGNED, UNSIGNED:
             request = self.signed(layer)
             prefix = layer.__name__ + '/'
             for key in keys:
                 data = os.urandom(10)
-                length = () if layer is lowhaio_aws_sigv4 else ((b'content-length', b'10'),)
+                length = () if layer is SIGNED else ((b'content-length', b'10'),)
                 await fetch(request, b'PUT', '%s/%s%s' % (url, prefix, key),
                             headers=length, body=streamed(data))
                 answer = await fetch(request, b'GET', '%s/%s%s' % (url, prefix, key))
@@ -6945,7 +6962,7 @@ class TestS3(ClientTest):
 
     async def test_params_are_signed_as_they_are_sent(self):
         server = self.serve(OK)
-        for layer in lowhaio_aws_sigv4, lowhaio_aws_sigv4_unsigned_payload:
+        for layer in SIGNED, UNSIGNED:
             request = self.signed(layer)
             for params, expected in (
                     ((('a', 'b'),), b'a=b'),
@@ -6967,9 +6984,8 @@ class TestS3(ClientTest):
 
         server = self.serve(OK)
         url = server.url.replace('localhost', 'LocalHost') + '/'
-        for layer in lowhaio_aws_sigv4, lowhaio_aws_sigv4_unsigned_payload:
-            self.signed(layer)
-            request = layer.signed(self.pool(), with_token, 's3', REGION)
+        for layer in SIGNED, UNSIGNED:
+            request = self.signed(layer, with_token)
             await fetch(request, b'GET', url, headers=(
                 (b'X-Amz-Meta-B', b'  two   words '), (b'range', b'bytes=0-9'),
                 (b'accept', b'*/*')))
@@ -6984,9 +7000,9 @@ class TestS3(ClientTest):
             for start in range(0, len(data), size):
                 yield data[start:start + size]
 
-        for layer in lowhaio_aws_sigv4, lowhaio_aws_sigv4_unsigned_payload:
+        for layer in SIGNED, UNSIGNED:
             request = self.signed(layer)
-            length = () if layer is lowhaio_aws_sigv4 else ((b'content-length', b'3000001'),)
+            length = () if layer is SIGNED else ((b'content-length', b'3000001'),)
             code, _, _ = await fetch(
                 request, b'PUT', url + '/large', headers=length, body=body, body_args=(100003,))
             self.assertEqual(code, b'200')
@@ -7017,14 +7033,10 @@ class TestS3(ClientTest):
             'elsewhere/file', 'empty', 'file', 'folder/deep/file +&=.bin', 'folder/renamed'])
         self.check_signatures(server)
 
-    def folder(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        return folder.name
-
     @contextlib.asynccontextmanager
     async def mobius3(self, server, url, folder):
         """Downloads what is new before the block, and uploads what is after it."""
+        self.forgive_utcnow(UNSIGNED)
         with LogRecords('mobius3', logging.WARNING) as logged:
             start, stop = mobius3.Syncer(
                 folder, url.rpartition('/')[2], server.url + '/{}/', REGION,
@@ -7034,6 +7046,76 @@ class TestS3(ClientTest):
             yield
             await stop()
         self.assertEqual(logged.messages(), [])
+
+
+class TestS3Sync(S3Test):
+    """examples/s3_sync.py, which uploads what its bucket doesn't have."""
+
+    ENVIRONMENT = types.MappingProxyType({
+        'AWS_ACCESS_KEY_ID': AMZ_KEY, 'AWS_SECRET_ACCESS_KEY': AMZ_SECRET, 'AWS_REGION': REGION})
+    FILES = types.MappingProxyType({
+        'file': b'some text', 'empty': b'', 'a/b/large': bytes(range(256)) * 1000,
+        "a%20b 100% \xe9+;:@&=$,!*'()~?#": b'odd'})
+    COMMAND = (
+        sys.executable, '-W', 'error', '-X', 'dev',
+        '-W', 'ignore:datetime.datetime.utcnow:DeprecationWarning:' + UNSIGNED.__name__,
+        str(Path(__file__).resolve().parent / 'examples/s3_sync.py'))
+
+    async def synced(self, folder, url):
+        """Run it in the loop of the test, and return the keys that it has uploaded."""
+        self.forgive_utcnow(UNSIGNED)
+        sync = runpy.run_path(self.COMMAND[-1])['sync']
+        with mock.patch.dict(os.environ, self.ENVIRONMENT), \
+                contextlib.redirect_stdout(io.StringIO()) as printed:
+            await sync(folder, url + '/')
+        return sorted(printed.getvalue().splitlines())
+
+    async def test_new_and_changed_files_are_uploaded_whatever_their_names(self):
+        server, url = await self.bucket('127.0.0.1')
+        folder = self.folder()
+        write_files(folder, self.FILES)
+        self.assertEqual(await self.synced(folder, url), sorted(self.FILES))
+        self.assertEqual(await self.synced(folder, url), [])
+        write_files(folder, {'file': b'some tent', 'new': b'new'})
+        self.assertEqual(await self.synced(folder, url), ['file', 'new'])
+
+        request = self.signed(UNSIGNED)
+        _, _, listing = await fetch(request, b'GET', url, params=(('list-type', '2'),))
+        self.assertEqual(listed_keys(listing), sorted([*self.FILES, 'new']))
+        _, _, body = await fetch(request, b'GET', url + '/a/b/large')
+        self.assertEqual(body, self.FILES['a/b/large'])
+        self.check_signatures(server)
+
+    async def test_all_pages_of_a_long_listing_are_read(self):
+        page = '<L><Contents><Key>%s</Key><ETag>"%s"</ETag></Contents>%s</L>'
+        etag = hashlib.md5(b'same').hexdigest()
+        server = self.serve(
+            response((page % ('one', etag, '<NextContinuationToken>a+/=</NextContinuationToken>'))
+                     .encode()),
+            response((page % ('two', etag, '')).encode()), host='127.0.0.1')
+        folder = self.folder()
+        write_files(folder, {'one': b'same', 'two': b'same'})
+        self.assertEqual(await self.synced(folder, server.url), [])
+        self.assertEqual(targets(server), [
+            b'/?list-type=2', b'/?list-type=2&continuation-token=a%2B%2F%3D'])
+        self.check_signatures(server)
+
+    async def test_command(self):
+        _, url = await self.bucket()
+        for bucket, code, output, report in (
+                (url.rpartition('/')[2], 0, 'file\n', r'\Z'),
+                ('not-there', 1, '', r'RuntimeError: http://.*/not-there/: 404, .*NoSuchBucket')):
+            folder = self.folder()
+            write_files(folder, {'file': b'data'})
+            finished = subprocess.run(
+                [*self.COMMAND, folder, 'http://127.0.0.1:%d/%s/' % (moto().address[1], bucket)],
+                check=False, capture_output=True, text=True, timeout=60,
+                env={**os.environ, **self.ENVIRONMENT,
+                     'PYTHONPATH': str(Path(lowhaio.__file__).parent)})
+            self.assertEqual((finished.returncode, finished.stdout), (code, output), finished)
+            self.assertRegex(finished.stderr, r'\A' + report)
+        answer = await fetch(self.signed(UNSIGNED), b'GET', url + '/file')
+        self.assertEqual((answer[0], answer[2]), (b'200', b'data'))
 
 
 def listed_keys(listing):
