@@ -6778,7 +6778,8 @@ def signature_and_expected(request):
 
 
 def aws_encoded(data, safe=b''):
-    return urllib.parse.quote(urllib.parse.unquote_to_bytes(data), safe=safe + b'~').encode()
+    decoded = urllib.parse.unquote_to_bytes(data.replace(b'+', b' '))  # As S3 does, in paths too
+    return urllib.parse.quote(decoded, safe=safe + b'~').encode()
 
 
 async def credentials(*_):
