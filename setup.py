@@ -44,6 +44,10 @@ setup(
     python_requires='>=3.8',
     install_requires=['aiodnsresolver>=0.0.157'],
     extras_require={
+        'bench': [
+            'aiohttp', 'httpx', 'matplotlib', 'pyreqwest; python_version >= "3.11"', 'trustme',
+            'uvloop; platform_system != "Windows"',
+        ],
         'test': [
             'aiohttp',
             'flask',  # For moto's server: its own extra has much more
