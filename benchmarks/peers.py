@@ -234,11 +234,12 @@ def head(method, url, length=None):
 
 
 def head_and_body_lengths(data):
-    """Return the number of bytes of a response, of which the whole head is there."""
-    lines, end, _ = data.partition(b'\r\n\r\n')
+    """Return the lengths of a response, and whether it is the last one on its connection."""
+    lines, end, _ = data.lower().partition(b'\r\n\r\n')
     assert end, data
-    _, _, rest = lines.lower().partition(b'\r\ncontent-length: ')
-    return len(lines + end), int(rest.split(b'\r\n')[0]), b'\r\nconnection: close' in lines.lower()
+    _, _, rest = lines.partition(b'\r\ncontent-length: ')
+    body_length = int(rest.split(b'\r\n')[0]) if rest else 0  # A 204 has none
+    return len(lines + end), body_length, b'\r\nconnection: close' in lines
 
 
 class BareProtocol(asyncio.Protocol):

@@ -77,25 +77,28 @@ def caption(about):
         about['rounds'])
 
 
-def text(about, results):
-    """Return a table for each scenario."""
-    lines = [about['command'], caption(about), 'Ratio: what a peer costs divided by what lowhaio '
-             'costs in the same round (median, least, greatest).']
-    for name, peers in results.items():
-        ours = peers.get('lowhaio')
-        lines += ['', '%-44s %12s %12s  %-20s %5s' % (
-            SCENARIOS[name].title, what(name), SCENARIOS[name].unit + 's/s', 'ratio', 'goal')]
-        for peer, runs in peers.items():
-            rate = throughput(runs) if SCENARIOS[name].unit != 'import' else None
-            ratio = ratios(name, runs, ours) if ours and peer != 'lowhaio' else None
-            goal = SCENARIOS[name].goals.get(peer)
-            lines.append('  %-42s %12s %12s  %-20s %5s %s' % (
-                TITLES[peer], cost(name, median(name, runs)),
-                format(rate, ',.0f') if rate else '',
-                '%.2f (%.2f to %.2f)' % ratio if ratio else '',
-                goal or '', '' if not goal or not ratio else
-                'met' if ratio[0] >= goal else 'MISSED'))
-            lines[-1] = lines[-1].rstrip()
+def introduction(about):
+    return '%s\n%s\n%s' % (
+        about['command'], caption(about), 'Ratio: what a peer costs divided by what lowhaio '
+        'costs in the same round (median, least, greatest).')
+
+
+def table(name, peers):
+    """Return the figures of one scenario."""
+    ours = peers.get('lowhaio')
+    lines = ['', '%-44s %12s %12s  %-20s %5s' % (
+        SCENARIOS[name].title, what(name), SCENARIOS[name].unit + 's/s', 'ratio', 'goal')]
+    for peer, runs in peers.items():
+        rate = throughput(runs) if SCENARIOS[name].unit != 'import' else None
+        ratio = ratios(name, runs, ours) if ours and peer != 'lowhaio' else None
+        goal = SCENARIOS[name].goals.get(peer)
+        line = '  %-42s %12s %12s  %-20s %5s %s' % (
+            TITLES[peer], cost(name, median(name, runs)),
+            format(rate, ',.0f') if rate else '',
+            '%.2f (%.2f to %.2f)' % ratio if ratio else '',
+            goal or '', '' if not goal or not ratio else
+            'met' if ratio[0] >= goal else 'MISSED')
+        lines.append(line.rstrip())
     return '\n'.join(lines)
 
 
@@ -159,7 +162,7 @@ DARK = {'paper': '#0d1117', 'ink': '#e6edf3', 'ours': '#58a6ff', 'ours-tls': '#2
 
 
 def picture(path, about, results):
-    """Draw bars that follow the reader's light or dark mode; nothing if there are no figures."""
+    """Draw bars, if the figures are there."""
     panels = [panel for panel in PANELS if set(panel[2]) <= set(results)]
     try:
         import matplotlib
@@ -191,31 +194,35 @@ def draw_panel(axes, panel, results):
     title, unit, names = panel
     peers = [peer for peer in TITLES if all(
         peer in results[name] and median(name, results[name][peer]) for name in names)]
+    # One that is many times longer would leave the others no room: it is cut, and says so
+    longest = sorted(median(name, results[name][peer]) for peer in peers for name in names)
+    limit = 1.5 * next((number for number in reversed(longest) if number < 12 * longest[0]), 1)
     for offset, name, suffix in zip((-0.2, 0.2), names, ('', '-tls')):
         for place, peer in enumerate(peers):
             number = median(name, results[name][peer])
-            axes.barh(place + offset, number, 0.36, color=LIGHT[
+            shown = min(number, limit)
+            axes.barh(place + offset, shown, 0.36, color=LIGHT[
                 ('ours' if peer == 'lowhaio' else 'theirs') + suffix])
-            axes.text(number, place + offset, ' %.0f%s' % (number, ' TLS' if suffix else ''),
-                      va='center', size=8)
+            axes.text(shown, place + offset, ' %s%s%s' % (
+                format(number, ',.0f'), ' TLS' if suffix else '',
+                ' (bar is cut)' if number > limit else ''), va='center', size=8)
     axes.set_yticks(range(len(peers)), [TITLES[peer] for peer in peers])
     axes.set_title(title, loc='left', size=10)
     axes.set_xlabel(unit)
     axes.invert_yaxis()
-    axes.margins(x=0.16)
+    axes.margins(x=0.3)
     axes.set_facecolor('none')
     axes.spines[['top', 'right', 'left']].set_visible(False)
     axes.tick_params(axis='y', length=0)
 
 
 def add_dark_mode(path):
-    """Make the colours classes, for a picture can't know the page it is on."""
+    """Add a style sheet that takes other colours where the reader prefers dark."""
+    rules = ' '.join(
+        '[style*="%s: %s"] { %s: %s !important; }' % (what, LIGHT[name], what, DARK[name])
+        for name in LIGHT for what in ('fill', 'stroke'))
     with open(path) as file:
-        svg = file.read()
-    for name, colour in LIGHT.items():
-        svg = svg.replace(colour, 'var(--%s)' % name)
-    style = '<style>:root { %s } @media (prefers-color-scheme: dark) { :root { %s } }</style>' % (
-        *(' '.join('--%s: %s;' % item for item in colours.items()) for colours in (LIGHT, DARK)),)
-    head, tag, rest = svg.partition('<defs>')
+        head, tag, rest = file.read().partition('<defs>')
     with open(path, 'w') as file:
-        file.write(head + style + '\n ' + tag + rest)
+        file.write('%s<style>@media (prefers-color-scheme: dark) { %s }</style>\n %s%s' % (
+            head, rules, tag, rest))

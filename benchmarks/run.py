@@ -20,7 +20,6 @@ from scenarios import PEERS, SCENARIOS, TITLES
 HERE = os.path.dirname(os.path.abspath(__file__))
 PUBLISHED = 'lowhaio==0.0.89'
 INSTALL_BENCH = "python -m pip install '.[bench]'"
-SLOWER = {'httpx': 4}  # It makes so many times fewer requests, which shortens a run
 SECONDS = 120  # That a process may take
 
 
@@ -101,7 +100,7 @@ def available_peers(args):
             else:
                 versions[name] = PUBLISHED.split('==')[1]
         elif is_installed(name):
-            versions[name] = metadata.version(name) if sys.version_info >= (3, 8) else ''
+            versions[name] = metadata.version(name)
         else:
             missing.append('%s is left out, for it is not installed: %s%s' % (
                 TITLES[name], INSTALL_BENCH, ' (it is for Python 3.11 and newer)'
@@ -172,10 +171,7 @@ class Bench:
                 '' if self.core is None else str(self.core), self._folder(peer)])
 
         transfers = scenario.unit == 'MB'
-        count = args.size if transfers else max(
-            scenario.in_flight,
-            scenario.count // (1 if scenario.kind == 'idle' else args.cut) // (
-                SLOWER.get(peer, 1) if scenario.kind != 'idle' else 1)) * lengths
+        count = args.size if transfers else lengths * requests(scenario, peer, args.cut)
         server = self.server
         port = server.tls if scenario.tls else server.plain
         origin = '%s://127.0.0.1:%d' % ('https' if scenario.tls else 'http', port)
@@ -222,7 +218,8 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, 'counts')
             for lengths in 1, 2:
-                figures = self.once(name, peer, lengths, [part.replace('%s', path) for part in tool])
+                figures = self.once(
+                    name, peer, lengths, [part.replace('%s', path) for part in tool])
                 if 'error' in figures:
                     return figures
                 with open(path) as file:
@@ -246,13 +243,30 @@ def callgrind_counts(text):
     return {'total': int(re.search('^(?:summary|totals): ([0-9]+)', text, re.MULTILINE)[1])}
 
 
-def can(peer, name, args):
-    scenario = SCENARIOS[name]
-    if peer == 'blocking':
-        return scenario.blocking
-    if peer == 'bare':
-        return scenario.bare and scenario.kind != 'get_hosts'
-    return not (peer == 'httpx' and scenario.kind == 'get_hosts')  # It takes no resolver
+def requests(scenario, peer, cut):
+    """Return how many requests, or idle connections, to make."""
+    if scenario.kind == 'idle':
+        return scenario.count
+    slower = 1 if peer != 'httpx' else 4 if scenario.in_flight == 1 else 40  # To shorten a run
+    return max(scenario.in_flight, scenario.count // cut // slower)
+
+
+def reason_against(peer, scenario):
+    """Return why a peer can't take part, or nothing."""
+    if peer == 'blocking' and not scenario.blocking:
+        return 'for one connection at a time'
+    if peer == 'bare' and not scenario.bare:
+        return 'it knows nothing of chunks'
+    if scenario.kind == 'get_hosts' and peer in ('bare', 'httpx'):
+        return 'it takes no resolver'
+    if peer == 'httpx' and max(scenario.in_flight, scenario.idle, scenario.kind == 'idle'
+                               and scenario.count) > 64:
+        return 'each request would look at each pair of idle connections, for minutes'
+    return ''
+
+
+def can(peer, name):
+    return not reason_against(peer, SCENARIOS[name])
 
 
 def measure(bench, peers, say):
@@ -260,12 +274,15 @@ def measure(bench, peers, say):
     args = bench.args
     results = {}
     for name in args.scenarios:
-        able = [peer for peer in peers if can(peer, name, args)]
+        able = [peer for peer in peers if can(peer, name)]
         runs = results[name] = {peer: [] for peer in able}
         for number in range(args.rounds):
             say('%s, round %d of %d' % (SCENARIOS[name].title, number + 1, args.rounds))
             for peer in random.sample(able, len(able)):
                 runs[peer].append(bench.once(name, peer))
+        print(report.table(name, runs), flush=True)
+        for peer in set(peers) - set(able) - {'blocking'}:
+            print('  %s: left out, %s' % (TITLES[peer], reason_against(peer, SCENARIOS[name])))
     return results
 
 
@@ -275,7 +292,7 @@ def count(bench, peers, method, say):
         if SCENARIOS[name].unit in ('request', 'MB'):
             results[name] = {}
             for peer in peers:
-                if can(peer, name, bench.args):
+                if can(peer, name):
                     say('%s, %s' % (SCENARIOS[name].title, TITLES[peer]))
                     results[name][peer] = method(name, peer)
     return results
@@ -316,7 +333,6 @@ def main():
                 name: {peer: [figures] for peer, figures in runs.items()}
                 for name, runs in results.items()})
         else:
-            results = measure(bench, versions, say)
             about = {
                 'python': platform.python_version(), 'loop': args.loop, 'machine': machine(),
                 'nginx': nginx_version(), 'versions': versions, 'rounds': args.rounds,
@@ -324,7 +340,8 @@ def main():
                 'command': 'python benchmarks/run.py' + ''.join(
                     ' ' + argument for argument in sys.argv[1:]),
             }
-            print(report.text(about, results))
+            print(report.introduction(about), flush=True)
+            results = measure(bench, versions, say)
             if args.output:
                 report.write(args.output, about, results)
             errors = report.errors(results)

@@ -1,6 +1,7 @@
 """What is measured, with the goals: CPU of a peer divided by that of lowhaio."""
 
-from typing import Any, Dict, NamedTuple
+from types import MappingProxyType
+from typing import Any, Dict, Mapping, NamedTuple
 
 SMALL_BODY = b'Hello, world\n'
 POST_BODY = b'{"name": "value"}'.ljust(100)
@@ -25,7 +26,7 @@ class Scenario(NamedTuple):
     kind: str  # The function of client.py that runs it
     unit: str
     count: int  # Of requests, connections or MiB
-    goals: Dict[str, float] = {}
+    goals: Mapping[str, float] = MappingProxyType({})
     metric: str = 'cpu'  # Or 'bytes'
     tls: bool = False
     in_flight: int = 1
