@@ -217,7 +217,7 @@ class Pyreqwest(Peer):
         return response.status
 
 
-# ---- Without HTTP: they send the bytes of a request, and count those of the response -------------
+# ---- Without HTTP: they send the bytes of a request, and count those of the response ------------
 
 
 def split(url):
@@ -290,8 +290,9 @@ class Bare(Peer):
         self.tls = self.ssl_context()
 
     async def close(self):
-        for protocol in sum(self.idle.values(), []):
-            protocol.transport.close()
+        for protocols in self.idle.values():
+            for protocol in protocols:
+                protocol.transport.close()
 
     async def connected(self, tls, address):
         _, protocol = await self.loop.create_connection(
@@ -311,7 +312,8 @@ class Bare(Peer):
                 self.requests.clear()
             tls, address, target = split(url)
             request = head(method, url, data and len(data)) + (data or b'')
-            self.requests[url] = request, tls, address, (address, target.rpartition('/')[0] or target)
+            resource = address, target.rpartition('/')[0] or target
+            self.requests[url] = request, tls, address, resource
         request, tls, address, resource = self.requests[url]
         length, body_length, closes = self.lengths.get(resource, (None, 0, False))
 

@@ -134,7 +134,8 @@ def counts(unit, results):
                 continue
             each = sorted(figures['each'].items(), key=lambda item: -item[1])
             lines.append('  %-42s %12s  %s' % (
-                TITLES[peer], format(figures['total'], ',.0f' if unit == 'instructions' else '.2f'),
+                TITLES[peer],
+                format(figures['total'], ',.0f' if unit == 'instructions' else '.2f'),
                 ', '.join('%s %.2f' % item for item in each if item[1] >= 0.01)))
     return '\n'.join(lines[1:])
 
@@ -174,8 +175,9 @@ def picture(path, about, results):
     from matplotlib import pyplot
     pyplot.rcParams.update({
         'svg.fonttype': 'none', 'svg.hashsalt': 'lowhaio', 'font.family': 'sans-serif',
-        'font.size': 9, **{name: LIGHT['ink'] for name in (
-            'text.color', 'axes.labelcolor', 'xtick.color', 'ytick.color', 'axes.edgecolor')}})
+        'font.size': 9, **dict.fromkeys((
+            'text.color', 'axes.labelcolor', 'xtick.color', 'ytick.color', 'axes.edgecolor'),
+            LIGHT['ink'])})
 
     figure, all_axes = pyplot.subplots(
         1, len(panels), figsize=(9, 4.2), squeeze=False, facecolor=LIGHT['paper'])
@@ -205,12 +207,12 @@ def draw_panel(axes, panel, results):
                 ('ours' if peer == 'lowhaio' else 'theirs') + suffix])
             axes.text(shown, place + offset, ' %s%s%s' % (
                 format(number, ',.0f'), ' TLS' if suffix else '',
-                ' (bar is cut)' if number > limit else ''), va='center', size=8)
+                ' (cut)' if number > limit else ''), va='center', size=8)
     axes.set_yticks(range(len(peers)), [TITLES[peer] for peer in peers])
     axes.set_title(title, loc='left', size=10)
     axes.set_xlabel(unit)
     axes.invert_yaxis()
-    axes.margins(x=0.3)
+    axes.margins(x=0.4)
     axes.set_facecolor('none')
     axes.spines[['top', 'right', 'left']].set_visible(False)
     axes.tick_params(axis='y', length=0)

@@ -114,7 +114,7 @@ def install_published(args):
         tempfile.gettempdir(), 'lowhaio-benchmark-%d' % os.getuid())
     os.makedirs(cache, mode=0o700, exist_ok=True)
     if os.stat(cache).st_uid != os.getuid():
-        return '%s is left out: the cache folder is somebody else\'s, choose one with --cache' % (
+        return '%s is left out: its cache folder is of another user, choose one with --cache' % (
             TITLES['published'])
     args.published = os.path.join(cache, '%s-python%d.%d' % (
         PUBLISHED.replace('==', '-'), *sys.version_info[:2]))
