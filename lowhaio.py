@@ -162,7 +162,14 @@ def streamed(data: bytes) -> Callable[[], AsyncIterator[bytes]]:
 
 async def buffered(data: AsyncIterable[bytes]) -> bytes:
     """Return all the bytes of a response body, or of any asynchronous iterable of bytes."""
-    return b''.join([chunk async for chunk in data])
+    try:
+        return b''.join([chunk async for chunk in data])
+    except TypeError:
+        if hasattr(data, '__aiter__'):
+            raise
+        raise TypeError(
+            'buffered needs the body of a response, not %s: code, headers, body = await '
+            'request(...), and then await buffered(body)' % type(data).__name__) from None
 
 
 @contextlib.contextmanager
@@ -260,7 +267,8 @@ _NOT_IN_QUERY = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*,;=:@/%
 def _url_parts(url: str) -> Tuple[_Origin, bytes]:
     """Return the origin of a URL, and the request target in origin form (RFC 9112 3.2.1)."""
     if not isinstance(url, str):
-        raise TypeError('the URL must be a str, not %s' % type(url).__name__)
+        raise TypeError("the URL must be a str, such as 'https://example.com/', not %s"
+                        % type(url).__name__)
     # Long ones would fill the memory
     return _split_url(url) if len(url) <= 2048 else _split_url.__wrapped__(url)
 
@@ -346,7 +354,7 @@ def _encoded_name(host: str) -> str:
 def _with_params(target: bytes, params: Iterable[Any]) -> bytes:
     """Append parameters to a target, with all but RFC 3986's unreserved characters encoded."""
     pairs = _pairs(params.items() if isinstance(params, dict) else params,
-                   'params must be a dict, or pairs of names and values')
+                   "params must be a dict, or pairs such as (('name', 'value'),)")
     try:
         query = urllib.parse.urlencode(pairs, doseq=True, quote_via=urllib.parse.quote)
     except UnicodeError as exception:
@@ -373,8 +381,10 @@ def _request_head(
     for name, value in _pairs(headers, _HEADERS_MESSAGE) if headers != () else ():
         # The value may be a secret: no message has it
         if not isinstance(name, bytes) or not isinstance(value, bytes):
-            raise TypeError('the header %s must be a pair of bytes, not of %s and %s'
-                            % (_shown(name), type(name).__name__, type(value).__name__))
+            raise TypeError(
+                "the header %s must be a pair of bytes, such as (b'name', b'value'), not of %s "
+                "and %s: text.encode() or b'%%d' %% number makes bytes"
+                % (_shown(name), type(name).__name__, type(value).__name__))
         control = _FIELD_VALUE_CONTROL.search(value)
         if control:
             raise ValueError('the value of the header %s has a control character, %a, at index %d'
@@ -401,7 +411,8 @@ def _pairs(pairs: Any, message: str) -> List[Tuple[Any, Any]]:
     raise TypeError(message)
 
 
-_HEADERS_MESSAGE = "headers must be pairs of bytes, such as ((b'name', b'value'),), and not a dict"
+_HEADERS_MESSAGE = ("headers must be pairs of bytes, such as ((b'name', b'value'),), and not a "
+                    'dict: give its items()')
 _REQUEST_FRAMING = frozenset(
     (b'host', b'content-length', b'transfer-encoding', b'connection', b'expect'))
 
@@ -1354,7 +1365,7 @@ class _Exchange:
     ) -> None:
         if not callable(body):
             raise TypeError('body must be a function that returns an asynchronous iterable, not '
-                            '%s: streamed(data) makes one of bytes' % type(body).__name__)
+                            '%s: %s' % (type(body).__name__, _body_advice(body)))
         self.received = b''  # In the end, what came after the head
         self._connection: Any = None
         self._limit = limit
@@ -1567,7 +1578,7 @@ class _Exchange:
 
         if type(chunk) is not bytes:
             # What is copied can't be changed before it is sent; what isn't is sent at once
-            view = memoryview(chunk)
+            view = _view(chunk)
             chunk = view.cast('B') if view.nbytes >= _PACKET_BYTES and \
                 view.c_contiguous else bytes(view)
         is_checked = not chunk or self._check(chunk)
@@ -1590,7 +1601,8 @@ class _Exchange:
             raise ValueError(
                 'it goes on after its last chunk' if b'transfer-encoding' in self._framing else
                 'it has more bytes than content-length says' if b'content-length' in self._framing
-                else 'it has bytes, but neither content-length nor transfer-encoding is given')
+                else 'it has bytes, but neither content-length nor transfer-encoding is given: '
+                "(b'content-length', b'%d' % len(data)) in headers is enough")
         return unused is not False
 
     def _error(self, if_nothing_is_sent: Type[HttpError]) -> Type[HttpError]:
@@ -1599,9 +1611,30 @@ class _Exchange:
 
 def _async_iterator(chunks: Any) -> AsyncIterator[Any]:
     if not hasattr(chunks, '__aiter__'):
-        raise TypeError('body must return an asynchronous iterable, not %s'
-                        % type(chunks).__name__)
+        raise TypeError('body must return an asynchronous iterable, as an async def with yield '
+                        'does, not %s' % type(chunks).__name__)
     return chunks.__aiter__()  # type: ignore[no-any-return]
+
+
+def _body_advice(body: Any) -> str:
+    if body is None:
+        return 'leave it out for none'
+    if hasattr(body, '__aiter__'):
+        return 'give the function that makes it, uncalled, and what it is called with as body_args'
+    if isinstance(body, str):
+        return 'streamed(text.encode()) makes one of text'
+    if hasattr(body, 'read') or hasattr(body, '__next__'):
+        return 'give an async def that yields what it reads, and what it is called with as ' \
+            'body_args'
+    return 'streamed(data) makes one of bytes'
+
+
+def _view(chunk: Any) -> memoryview:
+    try:
+        return memoryview(chunk)
+    except TypeError:
+        raise TypeError('it must yield bytes, bytearray or memoryview, not %s'
+                        % type(chunk).__name__) from None
 
 
 def _body_arguments(args: Any, kwargs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
@@ -1804,10 +1837,15 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
     socket_timeout: seconds that each wait on the network may take
     get_logger_adapter(extra), get_resolver_logger_adapter(http_extra)(extra): return what logs
 
-    Raises ValueError for another http_version or a number that can't be, and NotImplementedError
-    where the loop can't watch sockets.
+    Raises ValueError for another http_version or a number that can't be, TypeError for what is not
+    a function, RuntimeError outside of a loop, and NotImplementedError where the loop can't watch
+    sockets.
     """
-    loop = asyncio.get_running_loop()
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError('Pool() must be called where an event loop runs: in an async def, such '
+                           'as the one that asyncio.run is given') from None
     if http_version not in (b'HTTP/1.1', b'HTTP/1.0'):
         raise ValueError("http_version must be b'HTTP/1.1' or b'HTTP/1.0', not %r" % http_version)
     for name, number, least in (
@@ -1815,6 +1853,13 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             ('max_header_length', max_header_length, 1), ('socket_timeout', socket_timeout, 0)):
         if not isinstance(number, (int, float)) or not number >= least:
             raise ValueError('%s must be a number of at least %d, not %r' % (name, least, number))
+    for name, function, result in (
+            ('get_dns_resolver', get_dns_resolver, 'a pair of functions'),
+            ('get_sock', get_sock, 'a socket'),
+            ('get_ssl_context', get_ssl_context, 'an ssl.SSLContext')):
+        if not callable(function):
+            raise TypeError('%s must be a function that returns %s, not %s'
+                            % (name, result, type(function).__name__))
     if getattr(type(loop), 'add_reader', None) in (None, asyncio.AbstractEventLoop.add_reader):
         raise NotImplementedError('lowhaio needs a loop with add_reader, which %s is not; on '
                                   'Windows, asyncio.SelectorEventLoop is' % type(loop).__name__)
@@ -1848,7 +1893,7 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         otherwise HttpDataError (RFC 9110 9.2.2). So does iterating over the body.
         """
         if closed:
-            raise HttpConnectionError('the pool is closed')
+            raise HttpConnectionError('the pool is closed: make another one with Pool()')
         try:
             origin, target = _url_parts(url)
             block, framing = _request_head(
@@ -1884,9 +1929,13 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
                 except BaseException:
                     connection.close()
                     raise
-        except BaseException:
+        except BaseException as exception:
             with contextlib.suppress(Exception):
                 await exchange.aclose()
+            # Here it costs nothing; in Python 3.11 and older to ask is a system call
+            if isinstance(exception, Exception) and asyncio.get_running_loop() is not loop:
+                raise RuntimeError('the pool belongs to another event loop: make one with Pool() '
+                                   'in each') from exception
             raise
 
     def refuse_if_new(connection: _Connection, reason: Optional[BaseException]) -> None:

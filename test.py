@@ -1729,23 +1729,26 @@ BAD_FIELDS = (
 )
 
 HEADERS = "headers must be pairs of bytes, such as ((b'name', b'value'),)"
-PARAMS_WORDS = 'params must be a dict, or pairs'
+PARAMS_WORDS = "params must be a dict, or pairs such as (('name', 'value'),)"
 
 BAD_TYPES = (
     *(bad_type('method %r' % (method,), method=method, words=('method must be bytes', kind))
       for method, kind in (('GET', 'str'), (None, 'NoneType'), (bytearray(b'GET'), 'bytearray'),
                            (1, 'int'))),
-    *(bad_type('url %r' % (url,), url=url, words=('URL must be a str', kind))
+    *(bad_type('url %r' % (url,), url=url, words=(
+        "URL must be a str, such as 'https://example.com/', not %s" % kind,))
       for url, kind in ((b'http://localhost:{}/', 'bytes'), (None, 'NoneType'), (80, 'int'),
                         (['http://localhost:{}/'], 'list'))),
     *(bad_type('%s of a header' % kind, headers=((name, value),), words=(
-        'header ', 'pair of bytes', kind)) for kind, name, value in (
+        'header ', "pair of bytes, such as (b'name', b'value')", 'text.encode()', "b'%d' % number",
+        kind)) for kind, name, value in (
             ('bytes and str', b'a', 'sesame'), ('str and bytes', 'a', SECRET),
             ('str and str', 'a', 'sesame'), ('bytes and int', b'a', 1),
             ('bytes and NoneType', b'a', None), ('NoneType and bytes', None, SECRET),
             ('bytes and bytearray', b'a', bytearray(SECRET)),
             ('bytes and list', b'a', [SECRET]), ('tuple and bytes', (b'a', b'b'), SECRET))),
-    bad_type('headers of a dict', headers={b'a': SECRET}, words=(HEADERS, 'not a dict')),
+    bad_type('headers of a dict', headers={b'a': SECRET},
+             words=(HEADERS, 'not a dict: give its items()')),
     bad_type('headers of bytes', headers=SECRET, words=(HEADERS,)),
     bad_type('headers of pairs that are bytes', headers=(b'ab',), words=('pair of bytes',)),
     *(bad_type('headers of %s' % name, headers=headers) for name, headers in (
@@ -1759,9 +1762,17 @@ BAD_TYPES = (
     *(bad_type('params of %s' % name, UnicodeError, params=params, words=('params', 'UTF-8'))
       for name, params in (('a surrogate', (('a', '\ud800'),)),
                            ('a surrogate in a name', (('\ud800', 'a'),)))),
-    *(bad_type('body of %s' % name, body=body, words=('body must be a function', kind))
-      for name, body, kind in (('bytes', SECRET, 'bytes'), ('None', None, 'NoneType'),
-                               ('list', [SECRET], 'list'), ('an iterator', iter(()), 'iterator'))),
+    *(bad_type('body of %s' % name, body=body, words=('body must be a function', kind, advice))
+      for name, body, kind, advice in (
+          ('bytes', SECRET, 'bytes', 'streamed(data)'),
+          ('list', [SECRET], 'list', 'streamed(data)'),
+          ('str', 'sesame', 'str', 'streamed(text.encode())'),
+          ('None', None, 'NoneType', 'leave it out'),
+          ('an iterator', iter(()), 'iterator', 'async def that yields'),
+          ('a generator', (chunk for chunk in (SECRET,)), 'generator', 'async def that yields'),
+          ('a file', io.BytesIO(SECRET), 'BytesIO', 'async def that yields what it reads'),
+          ('an asynchronous generator', streamed(SECRET)(), 'async_generator',
+           'the function that makes it, uncalled'))),
     *(bad_type('%s of %s' % (argument, name), words=('body_args must be an iterable',
                                                      'body_kwargs a dict'), **{argument: value})
       for argument, name, value in (
@@ -1837,6 +1848,103 @@ class RefusedTest(TestCase):
         request = self.pool()
         await self.fails(HttpInvalidRequest, request(b'G T', server.url))
         self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+
+
+class MistakesTest(TestCase):
+    """What a newcomer gets wrong is answered by what to write instead."""
+
+    async def refused(self, words, body, **arguments):
+        server = self.serve(OK)
+        arguments = {'headers': ((b'content-length', b'2'),), **arguments}
+        await self.fails(HttpInvalidRequest, self.pool()(
+            b'POST', server.url, body=body, **arguments), words, TypeError)
+        self.assertEqual(server.requests, [])
+
+    async def test_body_function_that_is_not_asynchronous_is_told_of_async_def(self):
+        def generator():
+            yield b'ab'
+        for name, body in (('generator', generator), ('bytes', lambda: b'ab'),
+                           ('NoneType', lambda: None), ('BytesIO', io.BytesIO)):
+            with self.subTest(name):
+                await self.refused('as an async def with yield does, not %s' % name, body)
+
+    async def test_body_that_returns_rather_than_yields_is_told_of_yield(self):
+        async def body():
+            return b'ab'
+        coroutine = body()
+        await self.refused('an async def with yield does, not coroutine', lambda: coroutine)
+        coroutine.close()
+
+    async def test_body_that_yields_text_is_told_of_bytes(self):
+        for chunk, kind in (('ab', 'str'), (None, 'NoneType'), (1, 'int'), ([97], 'list')):
+            with self.subTest(kind):
+                await self.refused(
+                    'it must yield bytes, bytearray or memoryview, not %s' % kind,
+                    streamed(chunk))
+
+    async def test_streamed_that_is_not_called_is_told_what_it_misses(self):
+        await self.refused("streamed() missing 1 required positional argument: 'data'", streamed)
+
+    async def test_body_without_length_is_told_the_header(self):
+        server = self.serve(OK)
+        await self.fails(HttpInvalidRequest, self.pool()(
+            b'POST', server.url, body=streamed(b'ab')),
+            "(b'content-length', b'%d' % len(data)) in headers")
+
+    async def test_buffered_of_what_is_no_body_says_what_to_write(self):
+        server = self.serve(OK)
+        not_awaited = self.pool()(b'GET', server.url)
+        words = 'code, headers, body = await request(...), and then await buffered(body)'
+        for argument in (not_awaited, (b'200', (), None), b'ab', None):
+            kind = type(argument).__name__
+            with self.subTest(kind):
+                await self.fails(TypeError, buffered(argument), 'not %s: %s' % (kind, words))
+        not_awaited.close()
+
+    async def test_buffered_passes_on_the_type_error_of_an_iterable(self):
+        async def numbers():
+            yield b'ab' + 1
+        await self.fails(TypeError, buffered(numbers()), 'concat')
+
+    async def test_request_after_close_is_told_of_another_pool(self):
+        request, close = self.pool_and_close()
+        await close()
+        await self.fails(HttpConnectionError, request(b'GET', 'http://localhost/'),
+                         'make another one with Pool()')
+
+    def test_request_in_a_second_run_of_asyncio_says_the_same(self):
+        async def make():
+            return Pool(get_dns_resolver=Names())
+
+        async def use(request):
+            await self.fails(RuntimeError, request(b'GET', 'http://127.0.0.1:9/'),
+                             'belongs to another event loop: make one with Pool() in each')
+        request, close = run_once(make())
+        run_once(use(request))
+        run_once(close())
+
+    async def test_request_in_another_thread_says_that_the_pool_is_of_another_loop(self):
+        server = self.serve(OK)
+        request = self.pool()
+        await fetch(request, b'GET', server.url)
+        errors = []
+
+        async def use():
+            errors.append(await self.fails(
+                RuntimeError, request(b'GET', server.url), 'belongs to another event loop'))
+        thread = threading.Thread(target=run_once, args=(use(),))
+        thread.start()
+        thread.join()
+        self.assertEqual(len(errors), 1)
+
+
+def run_once(coroutine):
+    """Run it in a loop of its own, as asyncio.run does, which uses threads in Python 3.9."""
+    loop = BaseLoop()
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        loop.close()
 
 
 class BodyRow(typing.NamedTuple):
@@ -6044,8 +6152,17 @@ class PoolArgumentsTest(TestCase):
                 Pool(**{name: bad})
 
     def test_pool_without_a_running_loop_says_so(self):
-        with self.assertRaises(RuntimeError):
+        with self.assertRaisesRegex(RuntimeError, r'in an async def, .* asyncio\.run'):
             Pool()
+
+    async def test_what_must_be_a_function_is_refused_if_it_is_none(self):
+        for name, bad, kind in (
+                ('get_ssl_context', trusting(), 'an ssl.SSLContext, not SSLContext'),
+                ('get_sock', None, 'a socket, not NoneType'),
+                ('get_dns_resolver', (), 'a pair of functions, not tuple')):
+            with self.subTest(name), self.assertRaisesRegex(
+                    TypeError, '%s must be a function that returns %s' % (name, kind)):
+                Pool(**{name: bad})
 
     def test_loop_without_add_reader_is_refused(self):
         class Proactor(asyncio.SelectorEventLoop):
