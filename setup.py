@@ -50,6 +50,7 @@ setup(
         ],
         'test': [
             'aiohttp',
+            'brotli>=1.2',
             'flask',  # For moto's server: its own extra has much more
             'flask-cors',
             'h11',

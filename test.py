@@ -10,10 +10,12 @@ import base64
 import collections
 import contextlib
 import datetime
+import email
 import errno
 import faulthandler
 import functools
 import gc
+import gzip
 import hashlib
 import hmac
 import http.server
@@ -49,6 +51,7 @@ from pathlib import Path
 from unittest import mock
 
 import aiodnsresolver
+import brotli
 import h11
 import lowhaio_aws_sigv4
 import lowhaio_aws_sigv4_unsigned_payload
@@ -7281,13 +7284,23 @@ class EchoHandler(http.server.BaseHTTPRequestHandler):
         raise AttributeError(name)
 
     def respond(self):
-        body = b''.join(self.received_body()) or b'{"hello": "world"}'
+        body = b''.join(self.received_body())
         self.server.requests.append((self.command, self.path))
-        self.send_response(200)
-        self.send_header('content-length', str(len(body)))
-        self.end_headers()
+        self.answer(body)
+
+    def answer(self, body):
+        self.send(body or b'{"hello": "world"}')
+
+    def send(self, body, *fields, code=200):
+        self.send_head(('content-length', str(len(body))), *fields, code=code)
         if self.command != 'HEAD':
             self.wfile.write(body)
+
+    def send_head(self, *fields, code=200):
+        self.send_response_only(code)
+        for field in fields:
+            self.send_header(*field)
+        self.end_headers()
 
     def received_body(self):
         if self.headers.get('transfer-encoding') != 'chunked':
@@ -7304,14 +7317,131 @@ class EchoHandler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class EchoServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
+class ReadmeHandler(EchoHandler):
+    """Answers the examples of README as a server would that they could be for."""
+
+    def answer(self, body):
+        name = re.sub(r'\W', '_', self.path.split('/')[1])
+        special = getattr(type(self), 'on_' + ('number' if name.isdigit() else name), None)
+        if special is None:
+            super().answer(body)
+        else:
+            special(self, body)
+
+    def on_large(self, _):
+        self.send(bytes(3000000))
+
+    def on_number(self, _):
+        server = self.server
+        with server.changed:
+            server.active += 1
+            server.most_active = max(server.active, server.most_active)
+            server.changed.notify_all()
+            server.changed.wait_for(lambda: server.most_active >= 10, 5)
+        time.sleep(0.02)  # For one too many to come
+        with server.changed:
+            server.active -= 1
+        self.send(b'a')
+
+    def on_form(self, body):
+        self.send(repr(urllib.parse.parse_qsl(body.decode())).encode())
+
+    def on_multipart(self, body):
+        head = 'content-type: %s\r\n\r\n' % self.headers['content-type']
+        parts = email.message_from_bytes(head.encode() + body).get_payload()
+        self.server.parts = [
+            (part['content-disposition'], part.get_payload(decode=True)) for part in parts]
+        self.send(b'stored', code=201)
+
+    def on_file(self, body):
+        if self.command == 'PUT':
+            self.server.file = body
+            self.send(b'', code=201)
+        else:
+            self.send(self.server.file)
+
+    def on_numbers_ndjson(self, _):
+        self.send_as_printed(
+            (b'{"number": 1}\n{"num', "{'number': 1}"), (b'ber": 2}\r\n', "{'number': 2}"),
+            (b'{"number": 3}', ''))
+
+    def on_events(self, _):
+        assert self.headers['accept'] == 'text/event-stream'
+        self.send_as_printed(
+            (b': hello\n\nda', ''), (b'ta: one\ndata:two\n\n', "b'one\\ntwo'"),
+            (b'event: bye\r\ndata: three\r\n\r\n', "b'three'"), (b'data: not whole', ''))
+
+    def send_as_printed(self, *chunks):
+        """Send each chunk once the example has printed what it makes of those before."""
+        self.send_head(('transfer-encoding', 'chunked'))
+        for chunk, text in chunks:
+            self.wfile.write(b'%x\r\n%b\r\n' % (len(chunk), chunk))
+            self.server.printed.wait_for(text)
+        self.wfile.write(b'0\r\n\r\n')
+
+    def on_coded(self, _):
+        assert self.headers['accept-encoding'] == 'gzip, br'
+        name = self.path.split('/')[2]
+        codings = {'gzip': 'gzip', 'bomb': 'gzip', 'br': 'br'}
+        fields = (('content-encoding', codings[name]),) if name in codings else ()
+        self.send(coded(name), *fields)
+
+    def on_login(self, _):
+        self.send(b'welcome', ('set-cookie', 'a=1; HttpOnly'), ('set-cookie', 'b=2; Path=/other'))
+
+    def on_cookies(self, _):
+        self.send(str(self.headers['cookie']).encode())
+
+    def on_private(self, _):
+        self.send(str(self.headers['authorization']).encode())
+
+    def on_v2(self, _):
+        self.send(repr([self.path, self.headers['user-agent'],
+                        self.headers.get_all('accept')]).encode())
+
+    def on_flaky(self, _):
+        self.close_connection = True
+        number = len(self.server.requests)
+        if number == 2:
+            self.send_head(('content-length', '6'))
+            self.wfile.write(b'who')
+        elif number > 2:
+            self.send(b'whole!')
+
+    def on_slow(self, _):
+        self.send_head(('content-length', '1000'))
+        for _ in range(1000):
+            self.wfile.write(b'a')
+            time.sleep(0.02)
+
+    def on_host(self, _):
+        self.send(self.headers['host'].encode())
+
+    def on_client(self, _):
+        self.send(repr(self.client_address and self.client_address[0]).encode())
+
+
+@functools.lru_cache(maxsize=None)
+def coded(name):
+    data = bytes(20000000 if name == 'bomb' else 200000)
+    return brotli.compress(data) if name == 'br' else data if name == 'plain' else \
+        gzip.compress(data)
+
+
+class EchoServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     daemon_threads = False  # So that server_close waits for them
+    request_queue_size = 64
 
-    def __init__(self, tls=None):
-        super().__init__(('127.0.0.1', 0), EchoHandler)
+    def __init__(self, tls=None, handler=EchoHandler, address=('127.0.0.1', 0)):
+        self.address_family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+        super().__init__(address, handler)
+        self.server_port = self.server_address[1]
         self.tls = tls
         self.requests = []
+        self.changed = threading.Condition()
+        self.active = self.most_active = 0
+        self.parts = []
 
     def handle_error(self, request, client_address):
         # A client that stops half way is one of the examples
@@ -7320,8 +7450,8 @@ class EchoServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
 
 @contextlib.contextmanager
-def echo_server(tls=None):
-    with EchoServer(tls) as server:
+def echo_server(*args, **kwargs):
+    with EchoServer(*args, **kwargs) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -7335,9 +7465,12 @@ class ServedSocket(socket.socket):
     """Connects to a local server, whatever the address."""
 
     ports = types.MappingProxyType({})
+    addresses: typing.ClassVar = []
 
     def connect_ex(self, address):
-        return super().connect_ex(('127.0.0.1', self.ports[address[1]]))
+        self.addresses.append(address)
+        return super().connect_ex(
+            address if isinstance(address, str) else ('127.0.0.1', self.ports[address[1]]))
 
 
 def redirected_sock(family=socket.AF_INET):
@@ -7356,13 +7489,77 @@ def local_resolver(get_logger_adapter):
     return resolve, clear_cache
 
 
+class Printed(io.StringIO):
+    """What an example has printed so far, for which a server may wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.changed = threading.Condition()
+
+    def write(self, text):
+        with self.changed:
+            self.changed.notify_all()
+            return super().write(text)
+
+    def wait_for(self, text):
+        with self.changed:
+            if not self.changed.wait_for(lambda: text in self.getvalue(), 5):
+                raise ConnectionError('%r is not printed, but %r' % (text, self.getvalue()))
+
+
 def readme_blocks(language):
+    """The line, the code and the last heading before each block."""
     readme = (ROOT / 'README.md').read_text(encoding='utf-8')
     blocks = re.finditer(r'^```%s\n(.*?)^```$' % language, readme, re.DOTALL | re.MULTILINE)
-    return [(readme.count('\n', 0, block.start()) + 1, block[1]) for block in blocks]
+    return [
+        (readme.count('\n', 0, block.start()) + 1, block[1],
+         re.findall(r'^##+ (.*)', readme[:block.start()], re.MULTILINE)[-1:])
+        for block in blocks]
+
+
+ALL_OF_JSON = "b'200' b'{\"hello\": \"world\"}'\n"
+
+# What the examples print, in the order of README
+PRINTED = (
+    ('Use', "b'200'\nb'content-length' b'18'\nb'{\"hello\": \"world\"}'\n"),
+    ('Params and headers', ALL_OF_JSON),
+    ('Streaming up', "b'200' 1800000\n"),
+    ('Streaming up', "b'200' 3890\n"),
+    ('Streaming down', 'True\n'),
+    ('Timeouts', '18\n'),
+    ('TLS', ALL_OF_JSON),
+    ('Logging', ALL_OF_JSON),
+    ('JSON', "b'200' {'name': 'value'}\n"),
+    ('Forms', """b'200' b"[('name', 'Zo\\xc3\\xab & co'), ('tag', 'a'), ('tag', 'b')]"\n"""),
+    ('Forms', "b'201' 6\n"),
+    ('A file up and down, with progress', "...100 %\nb'201'\n...100 %\nb'200'\n"),
+    ('Many at once', '50\n'),
+    ('Lines and events as they come',
+     "{'number': 1}\n{'number': 2}\n{'number': 3}\n"
+     "b'message' b'one\\ntwo'\nb'bye' b'three'\n"),
+    ('Decompression',
+     'gzip 200000\nbr 200000\nplain 200000\nbomb more than 1000000 bytes, decompressed\n'),
+    ('Cookies', "b'welcome'\nb'a=1'\nb'None'\n"),
+    ('Authentication',
+     "b'Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=='\nb'Bearer mF_9.B5f-4.1JqM'\nb'None'\n"),
+    ('A base URL and default headers',
+     """b'200' b"['/v2/items', 'example/1.0', ['text/csv']]"\n"""),
+    ('Another try', 'again, after HttpConnectionClosedError\n' * 2 + "b'200' b'whole!'\n"),
+    ('A deadline', 'given up: 0.2 seconds have passed\n'),
+    ('The host with its port', "b'localhost'\nb'localhost:8080'\n"),
+    ("Names by the system's resolver", ALL_OF_JSON),
+    ('Names by a table', ALL_OF_JSON),
+    ("Sockets of one's own", """b'200' b"''"\nb'200' b"'127.0.0.2'"\n"""),
+    ('Tests without a network', 'passed\n'),
+)
+
+# What completes those that are a function
+FRAME = 'await example(request)'
 
 
 class TestReadme(unittest.TestCase):
+
+    maxDiff = None
 
     def setUp(self):
         authority = trustme.CA()
@@ -7377,10 +7574,15 @@ class TestReadme(unittest.TestCase):
         authority.cert_pem.write_to_path('ca.pem')
         authority.issue_cert('client.example.com').private_key_and_cert_chain_pem.write_to_path(
             'client.pem')
+        self.data = bytes(range(256)) * 1000
+        Path('file.bin').write_bytes(self.data)
+        coded('bomb')  # Before memory is measured
 
-        self.https = self.enter(echo_server(tls))
-        self.http = self.enter(echo_server())
-        ports = {443: self.https.server_port, 8080: self.http.server_port}
+        self.https = self.enter(echo_server(tls, ReadmeHandler))
+        self.http = self.enter(echo_server(None, ReadmeHandler))
+        self.unix = self.enter(echo_server(None, ReadmeHandler, 'app.sock'))
+        ports = {443: self.https.server_port, 8443: self.https.server_port,
+                 8080: self.http.server_port}
         self.enter(mock.patch.object(ServedSocket, 'ports', ports))
         self.enter(mock.patch.object(lowhaio, 'Pool', functools.partial(
             lowhaio.Pool, get_dns_resolver=local_resolver, get_sock=redirected_sock,
@@ -7391,41 +7593,95 @@ class TestReadme(unittest.TestCase):
         self.addCleanup(context.__exit__, None, None, None)
         return value
 
-    def test_python_examples_run(self):
+    def test_python_examples_print_and_do_what_is_expected(self):
         blocks = readme_blocks('python')
-        self.assertTrue(blocks)
-        for line, source in blocks:
-            with self.subTest(line=line):
-                self.check_convention(source)
-                printed = self.run_example(line, source)
-                self.assertTrue(self.https.requests or self.http.requests)
-                self.assertEqual('print(' in source, bool(printed))
+        (frame,) = (source for _, source, _ in blocks if self.is_frame(source))
+        printed = iter(PRINTED)
+        for line, source, (heading,) in blocks:
+            if self.is_frame(source):
+                continue
+            whole = source + frame * ('def example(' in source)
+            expected_heading, expected = next(printed, ('', ''))
+            with self.subTest(line=line, heading=heading):
+                self.check_convention(whole)
+                self.assertEqual(heading, expected_heading)
+                self.printed = self.run_example(line, whole)
+                # How many parts a download has is up to the network
+                self.assertEqual(
+                    re.sub(r'(\r[ \d]{3} %)*\r100 %', '...100 %', self.printed), expected)
+                getattr(self, 'check_' + re.sub(r'\W+', '_', heading.lower()), bool)()
+        self.assertEqual(list(printed), [])
+
+    def check_many_at_once(self):
+        self.assertEqual(self.https.most_active, 10)
+        self.assertEqual(sorted(self.https.requests), sorted(
+            ('GET', '/%d' % number) for number in range(50)))
+
+    def check_forms(self):
+        if self.https.parts:
+            self.assertEqual(self.https.parts, [
+                ('form-data; name="title"', b'My file'),
+                ('form-data; name="upload"; filename="file"', self.data),
+            ])
+
+    def check_a_file_up_and_down_with_progress(self):
+        self.assertIn("\r 25 %\r 51 %\r 76 %\r100 %\nb'201'\n", self.printed)
+        self.assertEqual(self.https.file, self.data)
+        self.assertEqual(Path('copy.bin').read_bytes(), self.data)
+
+    def check_names_by_the_system_s_resolver(self):
+        self.assertEqual(ServedSocket.addresses, [('127.0.0.1', 8080)])
+
+    def check_names_by_a_table(self):
+        self.assertEqual(ServedSocket.addresses, [('192.0.2.7', 443)])
+
+    def check_sockets_of_one_s_own(self):
+        self.assertEqual(ServedSocket.addresses, ['app.sock', ('127.0.0.1', 8080)])
+
+    def check_decompression(self):
+        self.assertLess(self.peak, 10000000)
+
+    @staticmethod
+    def is_frame(source):
+        return FRAME in source and 'def example(' not in source
 
     def check_convention(self, source):
         self.assertIn('async def main()', source)
         self.assertTrue(source.endswith('\nasyncio.run(main())\n'))
         for url in re.findall(r'\w+://[^\s\']*', source):
-            self.assertRegex(url, r'^(https://example\.com|http://localhost:8080)/')
+            self.assertRegex(
+                url, r'^(https://example\.com(:8443)?|http://localhost:8080|http://127\.0\.0\.1:8080)')
 
     def run_example(self, line, source):
-        self.https.requests.clear()
-        self.http.requests.clear()
+        for server in (self.https, self.http, self.unix):
+            server.requests.clear()
+        ServedSocket.addresses.clear()
+        printed = self.https.printed = Printed()
+        unraisable = []
         # Compiled so that a traceback shows the line of the README
         code = compile('\n' * line + source, 'README.md', 'exec', dont_inherit=True)
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), silent_root_logger():
-            exec(code, {'__name__': '__main__'})
+        with contextlib.redirect_stdout(printed), silent_root_logger(), \
+                mock.patch('sys.unraisablehook', unraisable.append), \
+                mock.patch.object(socket, 'socket', ServedSocket):
+            tracemalloc.start()
+            try:
+                exec(code, {'__name__': '__main__'})
+                self.peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            gc.collect()
+        self.assertEqual(unraisable, [])
         return printed.getvalue()
 
     def test_params_are_encoded_as_the_example_says(self):
         found = [
-            (line, source) for line, source in readme_blocks('python') if '# GET /' in source]
+            (line, source) for line, source, _ in readme_blocks('python') if '# GET /' in source]
         self.assertEqual(len(found), 1)
         self.run_example(*found[0])
         self.assertIn('# %s %s\n' % self.https.requests[0], found[0][1])
 
     def test_first_two_commands(self):
-        commands = [command for _, command in readme_blocks('bash')]
+        commands = [command for _, command, _ in readme_blocks('bash')]
         self.assertEqual(commands[:2], [
             'python -m pip install . && python examples/quickstart.py\n',
             "python -m pip install '.[test]' && python -W error -X dev -m unittest\n",
