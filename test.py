@@ -7533,7 +7533,6 @@ PRINTED = (
     ('Streaming up', "b'200' 1800000\n"),
     ('Streaming up', "b'200' 3890\n"),
     ('Streaming down', 'True\n'),
-    ('Timeouts', '18\n'),
     ('TLS', ALL_OF_JSON),
     ('Logging', ALL_OF_JSON),
     ('JSON', "b'200' {'name': 'value'}\n"),
@@ -7644,6 +7643,33 @@ class TestReadme(unittest.TestCase):
 
     def check_sockets_of_one_s_own(self):
         self.assertEqual(ServedSocket.addresses, ['app.sock', ('127.0.0.1', 8080)])
+
+    def test_socket_of_ones_own_may_refuse_addresses(self):
+        seen = []
+
+        class Refusing(socket.socket):
+            def connect_ex(self, address):
+                seen.append(address)
+                return errno.EACCES
+
+        async def main():
+            request, close = lowhaio.Pool(get_sock=Refusing)
+            for url in ('http://127.0.0.1:8080/', 'http://localhost:8080/'):
+                with self.assertRaisesRegex(HttpConnectionError, 'Permission denied, 127'):
+                    await request(b'GET', url)
+            await close()
+        asyncio.run(main())
+        self.assertEqual(set(seen), {('127.0.0.1', 8080)})
+        self.assertGreaterEqual(len(seen), 2)
+
+    def test_links_lead_to_headings(self):
+        readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+        headings = [
+            re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+            for heading in re.findall(r'^##+ (.*)', readme, re.MULTILINE)]
+        links = re.findall(r'\]\(#([^)]*)\)', readme)
+        self.assertEqual([link for link in links if headings.count(link) != 1], [])
+        self.assertGreater(len(links), 20)
 
     def check_decompression(self):
         self.assertLess(self.peak, 10000000)
