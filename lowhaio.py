@@ -27,7 +27,6 @@ import contextlib
 import errno
 import functools
 import ipaddress
-import itertools
 import logging
 import os
 import re
@@ -940,8 +939,8 @@ class _Connection:
     __slots__ = (
         '_background', '_bufsize', '_deadline', '_fileno', '_first_send_bytes', '_is_paused',
         '_is_reset', '_is_sending', '_is_tls', '_loop', '_on_idle_event', '_operation', '_poll',
-        '_reads', '_send_bytes', '_sock', '_thread', '_timer', '_timer_at', '_waiter', '_writes', 'arrived',
-        'credit', 'idle_seconds', 'key', 'rested_at', 'timeout')
+        '_reads', '_send_bytes', '_sock', '_thread', '_timer', '_timer_at', '_waiter', '_writes',
+        'arrived', 'credit', 'idle_seconds', 'key', 'rested_at', 'timeout')
 
     def __init__(
             self, loop: asyncio.AbstractEventLoop, sock: socket.socket, key: _Key,

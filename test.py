@@ -7822,7 +7822,7 @@ class SiteHandler(EchoHandler):
         if name == 'cut':
             self.close_connection = True
         elif name == 'moved':
-            self.send(b'', ('location', '/29'), code=302)
+            self.send(b'', ('location', '/here'), code=302)
         elif name == 'data':
             self.send(b'<a href="/not-a-link">', ('content-type', 'text/plain'))
         elif name.isdigit() and int(name) < 30:
@@ -7846,13 +7846,13 @@ class TestCrawler(unittest.TestCase):
             server.at_once = 4
             code, output, report = self.crawl(server, '4')
         codes = {**{'%d' % number: '200' if number < 30 else '404' for number in range(37)},
-                 'data': '200', 'moved': '302'}
+                 'data': '200', 'moved': '302', 'here': '404'}
         self.assertEqual(sorted(output.decode().split('\n')), sorted(
             ['', *('%s %s%s' % (codes[name], url_of(server), name) for name in codes)]), report)
         self.assertEqual((code, server.most_active), (1, 4), report)
-        self.assertEqual(len(server.requests), 40)
+        self.assertEqual(len(server.requests), 41)
         self.assertIn("cut': HttpConnectionClosedError(", report)
-        self.assertIn('40 of 40\r', report)
+        self.assertIn('41 of 41\r', report)
 
     def test_it_stops_at_the_number_of_pages_that_is_given(self):
         with echo_server(handler=SiteHandler) as server:
