@@ -504,11 +504,12 @@ _START_OF_FOLD = re.compile(rb'([ \t][^\0\r\n]*)')
 def _end_of_head(received: bytes, searched: int, limit: int) -> int:
     """Return where the line end and the empty line after a head are; -1 if it isn't whole."""
     end = received.find(b'\r\n\r\n', searched - 3 if searched > 3 else 0)
-    if (end + 4 if end >= 0 else len(received)) > limit:
+    if 0 <= end <= limit - 4:
+        return end
+    if end >= 0 or len(received) > limit:
         raise HttpHeaderTooLong('the head of the response is longer than %d bytes '
                                 '(max_header_length)' % limit)
-    if end < 0 and (
-            not b'HTTP/1.'.startswith(received[:7]) or _BARE_LF.search(received, searched)):
+    if not b'HTTP/1.'.startswith(received[:7]) or _BARE_LF.search(received, searched):
         _response_head(received)  # Raises: this can never become a head
     return end
 
@@ -1869,7 +1870,7 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
     closed = False
     resolve, clear_cache = get_dns_resolver(get_logger_adapter=get_resolver_logger_adapter({}))
 
-    async def request(  # noqa: PLR0913
+    async def request(  # noqa: C901, PLR0913
             method: bytes, url: str, params: Iterable[Any] = (),
             headers: Iterable[Tuple[bytes, bytes]] = (),
             body: Callable[..., AsyncIterable[Any]] = empty_async_iterator,
