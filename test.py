@@ -4006,7 +4006,11 @@ class TlsTest(TestCase):
         self.assertEqual((await fetch(self.pool(), b'GET', server.url))[2], b'abc')
 
     async def test_cut_in_other_bodies_and_heads_is_an_error(self):
-        request = self.pool()
+        def get_ssl_context():
+            context = trusting()
+            context.options |= getattr(ssl, 'OP_IGNORE_UNEXPECTED_EOF', 0)
+            return context
+        request = self.pool(get_ssl_context=get_ssl_context)
         for data in (b'', b'HTTP/1.1 200', OK[:-1], CHUNKED + b'1\r\n', CHUNKED + b'1\r\na\r\n',
                      CHUNKED + b'1\r\na\r\n0\r\n', b'HTTP/1.1 200 OK\r\n\r\n'):
             for version in VERSIONS:
@@ -4069,6 +4073,74 @@ class TlsTest(TestCase):
         self.assertEqual((await fetch(request, b'GET', server.url))[2], data)
         self.assertEqual((await fetch(request, b'GET', server.url))[2], data)
         self.assertEqual(server.counts(), [2])
+
+    async def test_part_of_a_tls_record_does_not_keep_the_loop_busy_while_idle(self):
+        stirred = self.loop.create_future()
+
+        async def script(peer):
+            encrypted = await tls_by_hand(peer)
+            await peer.send(encrypted(OK))
+            await asyncio.sleep(0.05)
+            await peer.send(encrypted(OK)[:-1])
+            stirred.set_result(None)
+            await peer.ended()
+        events, add_reader = [], self.loop.add_reader
+
+        def add_counted_reader(number, callback):
+            add_reader(number, lambda: events.append(number) or callback())
+        url = self.serve(script=script).url.replace('http', 'https')
+        with mock.patch.object(self.loop, 'add_reader', add_counted_reader):
+            await fetch(self.pool(), b'GET', url)
+            await stirred
+            await asyncio.sleep(0.1)
+        self.assertLess(len(events), 30)
+
+    async def test_renegotiation_disturbs_no_response_and_no_idle_connection(self):
+        with tempfile.TemporaryDirectory() as folder:
+            certificate('localhost').private_key_and_cert_chain_pem.write_to_path(folder + '/a')
+            process = subprocess.Popen(
+                ['openssl', 's_server', '-accept', '127.0.0.1:0', '-cert', folder + '/a',
+                 '-tls1_2', '-crlf'],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                bufsize=0)
+            try:
+                await self.renegotiate(process)
+            finally:
+                self.loop.remove_reader(process.stdout.fileno())
+                process.kill()
+                process.communicate()
+
+    async def renegotiate(self, process):
+        output, event = bytearray(), asyncio.Event()
+
+        def on_output():
+            output.extend(os.read(process.stdout.fileno(), 65536))
+            event.set()
+
+        async def said(words, times=1):
+            while len(re.findall(words, output)) < times:
+                event.clear()
+                await event.wait()
+
+        def get_ssl_context():
+            context = trusting()
+            context.options &= ~ssl.OP_NO_RENEGOTIATION
+            return context
+        self.loop.add_reader(process.stdout.fileno(), on_output)
+        request = self.pool(get_ssl_context=get_ssl_context)
+        await said(rb'ACCEPT .*\n')
+        url = 'https://localhost:%d/' % int(re.search(rb'ACCEPT .*:([0-9]+)', output)[1])
+        for number in (1, 2):
+            task = self.spawn(fetch(request, b'GET', url))
+            await said(rb'GET /', number)
+            process.stdin.write(b'r\n')  # While the response is awaited
+            await said(rb'SSL_do_handshake -> 1', 2 * number - 1)
+            process.stdin.write(response(b'ok\r\n').replace(b'\r', b''))
+            self.assertEqual((await task)[2], b'ok\r\n')
+            process.stdin.write(b'r\n')  # While the connection is idle
+            await said(rb'SSL_do_handshake -> 1', 2 * number)
+            await self.turns()
+        self.assertEqual(output.count(b'BEGIN SSL SESSION PARAMETERS'), 1)
 
     async def test_byte_decrypted_with_the_response_is_not_left_for_the_next(self):
         server = self.serve(OK + OK.replace(b'ok', b'no'), OK, tls=True)
