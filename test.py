@@ -4524,6 +4524,19 @@ class ExpectContinueTest(TestCase):
         self.assertEqual((await self.expecting(b'', self.CONTINUE + OK))[0], b'200')
         self.assertTrue(0.9 < time.monotonic() - start < 2)
 
+    async def test_body_is_sent_at_once_after_a_100_in_tls_and_small_buffers(self):
+        server = self.serve(OK, tls=True)
+
+        async def body():
+            waited.append(time.monotonic() - start)
+            yield b'abc'
+        waited = []
+        request = self.pool(recv_bufsize=5)
+        await fetch(request, b'GET', server.url)
+        start = time.monotonic()
+        await fetch(request, b'PUT', server.url, headers=self.HEADERS, body=body)
+        self.assertLess(waited[0], 0.9)
+
     async def test_expect_without_a_body_waits_for_nothing(self):
         server = self.serve()
         task = self.spawn(fetch(self.pool(), b'GET', server.url, headers=self.HEADERS[1:]))
