@@ -2073,7 +2073,9 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         """What to try where no A address accepts a connection."""
         if not origin.addresses and ':' not in addresses[0]:
             with contextlib.suppress(HttpDnsError):
-                return (await resolved(origin.host, TYPES.AAAA, get_logger_adapter))[1]
+                _, answer = await resolved(origin.host, TYPES.AAAA, get_logger_adapter)
+                # A resolver that looks at no type gives those again that were tried
+                return [address for address in answer if ':' in address]
         return ()
 
     async def resolved(

@@ -3733,6 +3733,18 @@ class ConnectTest(TestCase):
         await self.fails(HttpConnectionError, self.pool(get_sock=get_sock)(
             b'GET', 'http://127.0.0.1:9/'), 'mine', OSError)
 
+    async def test_resolver_with_the_same_addresses_for_each_type_is_not_asked_for_ever(self):
+        queries = []
+
+        async def resolve(host, record_type, get_logger_adapter):
+            queries.append(record_type.name)
+            return [ipaddress.ip_address('127.0.0.1')] * (len(queries) < 10)
+        request = self.pool(
+            get_dns_resolver=lambda get_logger_adapter: (resolve, Names().clear_cache))
+        await self.fails(HttpConnectionError, request(
+            b'GET', 'http://localhost:%d/' % free_port()), 'no connection to localhost')
+        self.assertEqual(queries, ['A', 'AAAA'])
+
 
 async def drip(peer, data, seconds=0.05, parts=8):
     """Send in parts, with pauses before each."""
