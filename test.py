@@ -3895,7 +3895,7 @@ class TimeoutsOfPhasesTest(TestCase):
         self.assertEqual(size + len(await buffered(body)), 1000000)
 
 
-VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+TLS_VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
 
 class TlsTest(TestCase):
@@ -4025,7 +4025,7 @@ class TlsTest(TestCase):
         request = self.pool(get_ssl_context=get_ssl_context)
         for data in (b'', b'HTTP/1.1 200', OK[:-1], CHUNKED + b'1\r\n', CHUNKED + b'1\r\na\r\n',
                      CHUNKED + b'1\r\na\r\n0\r\n', b'HTTP/1.1 200 OK\r\n\r\n'):
-            for version in VERSIONS:
+            for version in TLS_VERSIONS:
                 for end in ('cut', 'reset', 'close_notify'):
                     with self.subTest(data=data, version=version, end=end):
                         await self.cut(request, data, version, end)
@@ -4058,7 +4058,7 @@ class TlsTest(TestCase):
         self.assertEqual(await peer.ended(), b'')  # A cut would be an SSLEOFError
 
     async def test_connections_are_reused_in_every_version(self):
-        for version in VERSIONS:
+        for version in TLS_VERSIONS:
             server = self.serve(OK, tls=server_context('localhost', version=version))
             request = self.pool()
             for _ in range(3):
@@ -4068,7 +4068,7 @@ class TlsTest(TestCase):
 
     async def test_large_bodies_go_both_ways_with_a_tiny_buffer(self):
         data = bytes(range(256)) * 1000
-        for version in VERSIONS:
+        for version in TLS_VERSIONS:
             tls = server_context('localhost', version=version)
             server = self.serve(response(data), CHUNKED + chunked(data), tls=tls)
             request = self.pool(recv_bufsize=100)
