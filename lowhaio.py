@@ -940,8 +940,8 @@ class _Connection:
     __slots__ = (
         '_background', '_bufsize', '_deadline', '_fileno', '_first_send_bytes', '_is_paused',
         '_is_reset', '_is_sending', '_is_tls', '_loop', '_on_idle_event', '_operation', '_poll',
-        '_reads', '_send_bytes', '_sock', '_thread', '_timer', '_timer_at', '_waiter', '_writes',
-        'arrived', 'credit', 'idle_seconds', 'key', 'rested_at', 'timeout')
+        '_reads', '_recv', '_send', '_send_bytes', '_sock', '_thread', '_timer', '_timer_at',
+        '_waiter', '_writes', 'arrived', 'credit', 'idle_seconds', 'key', 'rested_at', 'timeout')
 
     def __init__(
             self, loop: asyncio.AbstractEventLoop, sock: socket.socket, key: _Key,
@@ -958,6 +958,9 @@ class _Connection:
         self._fileno = sock.fileno()
         self._bufsize = bufsize
         self._is_tls = isinstance(sock, ssl.SSLSocket)
+        # read and write are what recv and send of an SSLSocket call, after checks
+        self._recv: Callable[[int], bytes] = getattr(sock, 'read' if self._is_tls else 'recv')
+        self._send: Callable[[Any], int] = getattr(sock, 'write' if self._is_tls else 'send')
         self._first_send_bytes = _TLS_RECORD_BYTES if self._is_tls else _SEND_BYTES
         self._send_bytes = self._first_send_bytes
         self._thread = threading.get_ident()
@@ -977,7 +980,7 @@ class _Connection:
     def look(self) -> Optional[bytes]:
         """Return what has arrived, without waiting: None if nothing has, b'' at the end."""
         try:
-            data = self._sock.recv(self._bufsize)
+            data = self._recv(self._bufsize)
             if not data and self._is_reset:
                 raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
             return data
@@ -994,7 +997,7 @@ class _Connection:
         if len(data) > self._send_bytes:
             data = memoryview(data)[:self._send_bytes]
         try:
-            sent = self._sock.send(data)
+            sent = self._send(data)
         except (BlockingIOError, ssl.SSLWantWriteError):
             return 0
         except ssl.SSLWantReadError:
@@ -1231,6 +1234,14 @@ def _poll_of(sock: socket.socket) -> Callable[[int], Any]:
     return poll.poll
 
 
+def _is_writable(sock: socket.socket) -> bool:
+    if not hasattr(select, 'poll'):
+        return False  # Wait for it
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
 class _Attempts:
     """Attempts to connect to the addresses of a host, which overlap, in this task (RFC 8305 5).
 
@@ -1260,26 +1271,31 @@ class _Attempts:
         """
         deadline = self._loop.time() + seconds
         try:
-            while not self._winners and (self._untried or self._pending):
-                self._event.clear()
+            while not self._winners:
                 if self._untried:
                     self._start(self._untried.popleft())
-                next_at = self._loop.time() + _ATTEMPT_SECONDS if self._untried else deadline
-                timer = self._loop.call_at(min(next_at, deadline), self._event.set)
-                try:
-                    await self._event.wait()
-                finally:
-                    timer.cancel()
-                if not self._winners and self._loop.time() >= deadline:
-                    raise asyncio.TimeoutError
-            if not self._winners:
-                raise self._failures.pop(0)
+                elif not self._pending:
+                    raise self._failures.pop(0)
+                if not self._winners:
+                    await self._decision(deadline)
             return self._winners.pop(0)
         finally:
             for sock in self._pending:
                 self._loop.remove_writer(sock.fileno())
             for sock in (*self._pending, *dict(self._winners)):
                 sock.close()
+
+    async def _decision(self, deadline: float) -> None:
+        """Wait until an attempt has ended, or for as long as the next one has to."""
+        next_at = self._loop.time() + _ATTEMPT_SECONDS if self._untried else deadline
+        timer = self._loop.call_at(min(next_at, deadline), self._event.set)
+        try:
+            await self._event.wait()
+        finally:
+            timer.cancel()
+        self._event.clear()
+        if not self._winners and self._loop.time() >= deadline:
+            raise asyncio.TimeoutError
 
     def _start(self, address: str) -> None:
         try:
@@ -1290,10 +1306,12 @@ class _Attempts:
             return
         self._pending[sock] = address
         error = sock.connect_ex((address, self._port))
-        if error in _IN_PROGRESS:
-            self._loop.add_writer(sock.fileno(), self._on_writable, sock)
-        else:
+        if error not in _IN_PROGRESS:
             self._decide(sock, error)
+        elif _is_writable(sock):  # As it is within this machine: no turn of the loop is needed
+            self._decide(sock, sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        else:
+            self._loop.add_writer(sock.fileno(), self._on_writable, sock)
 
     def _on_writable(self, sock: socket.socket) -> None:
         self._loop.remove_writer(sock.fileno())

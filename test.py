@@ -3587,6 +3587,13 @@ class NameResolutionTest(TestCase):
 @contextlib.contextmanager
 def silent_address(address='127.0.0.1', port=0):
     """The port of an address that neither accepts a connection nor refuses it."""
+    with full_listener(address, port) as listener:
+        yield listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def full_listener(address='127.0.0.1', port=0):
+    """One that takes no more connections until some are accepted."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -3596,7 +3603,7 @@ def silent_address(address='127.0.0.1', port=0):
         for sock in socks:
             sock.setblocking(False)
             sock.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
+        yield listener
 
 
 class ConnectTest(TestCase):
@@ -3616,6 +3623,23 @@ class ConnectTest(TestCase):
             sock.bind(('127.0.0.1', 0))
             url = 'http://localhost:%d/' % sock.getsockname()[1]
             await self.fails(HttpConnectionError, self.pool()(b'GET', url), 'localhost', OSError)
+
+    async def test_address_that_is_slow_to_accept_is_waited_for(self):
+        with full_listener() as listener:
+            listener.setblocking(False)
+            mine = socket.socket()
+            task = self.spawn(fetch(self.pool(get_sock=lambda: mine), b'GET',
+                                    'http://127.0.0.1:%d/' % listener.getsockname()[1]))
+            await self.turns()
+            sock, address = await self.loop.sock_accept(listener)
+            while address != mine.getsockname():  # The system asks again after a second
+                sock.close()
+                sock, address = await self.loop.sock_accept(listener)
+            peer = Peer(sock)
+            await peer.request()
+            await peer.send(OK)
+            self.assertEqual((await task)[2], b'ok')
+            peer.close()
 
     async def test_silent_address_times_out(self):
         with silent_address() as port:
@@ -4677,7 +4701,7 @@ class CancellationTest(TestCase):
                 if not self.is_reached:
                     break
             self.assertGreaterEqual(number, least)
-            self.assertGreaterEqual(self.phases, {*phases, 'request'})
+            self.assertGreaterEqual(self.phases, {*phases})
 
     async def interrupted_at(self, number, way, server, names=Names, warm=False, method=b'GET',
                              pool=(), **arguments):
@@ -4718,28 +4742,29 @@ class CancellationTest(TestCase):
             ways=(self.cancelled, self.thrown_into), **kwargs)
 
     async def test_get_is_interrupted_cleanly_at_every_await(self):
-        await self.plain_and_tls(2, OK)
+        await self.plain_and_tls(1, OK, 'request')
 
     async def test_get_through_dns_is_interrupted_cleanly_at_every_await(self):
         NameServer(self).add('a.test', 'A', '127.0.0.1')
-        await self.at_every_await(3, lambda: self.serve(OK, host='a.test'), names=None)
+        await self.at_every_await(
+            2, lambda: self.serve(OK, host='a.test'), 'request', names=None)
 
     async def test_get_through_both_records_is_interrupted_cleanly_at_every_await(self):
         NameServer(self).add('a.test', 'A').add('a.test', 'AAAA', '::1')
         await self.at_every_await(
-            4, lambda: self.serve(OK, host='a.test', address='::1'), names=None)
+            3, lambda: self.serve(OK, host='a.test', address='::1'), 'request', names=None)
 
     async def test_get_from_the_second_address_is_interrupted_cleanly_at_every_await(self):
         await self.at_every_await(
-            3, lambda: self.serve(OK, host='a.test'),
+            1, lambda: self.serve(OK, host='a.test'), 'request',
             names=lambda: Names().add('a.test', 'A', '127.0.0.2', '127.0.0.1'))
 
     async def test_get_on_a_used_connection_is_interrupted_cleanly_at_every_await(self):
-        await self.plain_and_tls(1, OK, warm=True)
+        await self.plain_and_tls(1, OK, 'request', warm=True)
 
     async def test_upload_is_interrupted_cleanly_at_every_await(self):
         await self.plain_and_tls(
-            5, OK, 'body waits', 'body ends', method=b'PUT', headers=length(3), body=self.body,
+            4, OK, 'body waits', 'body ends', method=b'PUT', headers=length(3), body=self.body,
             body_args=(b'a', b'b', b'c'))
 
     async def test_upload_larger_than_buffers_is_interrupted_cleanly_at_every_await(self):
@@ -4748,7 +4773,7 @@ class CancellationTest(TestCase):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
             return sock
         await self.plain_and_tls(
-            7, OK, 'body is sent', 'body waits', pool={'get_sock': get_sock}, method=b'PUT',
+            6, OK, 'body is sent', 'body waits', pool={'get_sock': get_sock}, method=b'PUT',
             headers=length(600000), body=self.body, body_args=(bytes(300000),) * 2)
 
     async def test_early_response_is_interrupted_cleanly_at_every_await(self):
@@ -4756,12 +4781,13 @@ class CancellationTest(TestCase):
             await peer.send(OK)
             peer.close()
         await self.plain_and_tls(
-            3, answer, 'body waits', 'body ends', method=b'PUT', headers=CODING, body=self.body,
+            2, answer, 'body waits', 'body ends', method=b'PUT', headers=CODING, body=self.body,
             body_args=(b'0\r\n\r\n', *[b''] * 9))
 
     async def test_100_continue_is_interrupted_cleanly_at_every_await(self):
         await self.plain_and_tls(
-            5, OK, 'body waits', 'body ends', method=b'PUT', body=self.body, body_args=(b'abc',),
+            4, OK, 'request', 'body waits', 'body ends', method=b'PUT', body=self.body,
+            body_args=(b'abc',),
             headers=(*length(3), (b'expect', b'100-continue')))
 
     async def test_chunked_download_is_interrupted_cleanly_at_every_await(self):
@@ -4770,7 +4796,7 @@ class CancellationTest(TestCase):
             for data in (b'1\r\n', b'a\r\n', b'2\r\nok', b'\r\n0\r\n', b'\r\n'):
                 await self.turns()
                 await peer.send(data)
-        await self.plain_and_tls(7, answer, 'response body')
+        await self.plain_and_tls(6, answer, 'request', 'response body')
 
     async def test_download_until_close_is_interrupted_cleanly_at_every_await(self):
         async def answer(peer):
@@ -4779,7 +4805,7 @@ class CancellationTest(TestCase):
             await peer.send(b'ok')
             await self.turns()
             peer.close_tls() if isinstance(peer.sock, ssl.SSLSocket) else peer.close()
-        await self.plain_and_tls(4, answer, 'response body')
+        await self.plain_and_tls(3, answer, 'request', 'response body')
 
     async def test_second_cancellation_ends_a_callers_body_that_does_not_end(self):
         async def body():
@@ -5097,7 +5123,7 @@ class WireRegressionTest(TestCase):
                     yield start
                     await asyncio.sleep(0)
                     yield bad
-                server = self.serve(script=Peer.ended)
+                server = self.serve()
                 await self.fails(HttpDataError, self.pool()(
                     b'POST', server.url, body=body,
                     headers=((b'transfer-encoding', b'chunked'),)), 'chunked')
