@@ -42,7 +42,7 @@ HANG_SECONDS = 8  # More than the waits of any request take together
 BLOCK_SECONDS = 0.1
 DROP_SECONDS = 0.5  # Until the client has closed a connection that can't be used any more
 LAG_SECONDS = 0.15  # For which a loop was late, to excuse what has timed out meanwhile
-OVERDUE_TIMES = 3  # Until something is: a loop that is late doesn't know by how much yet
+OVERDUE_TIMES = 10  # Until something is: a loop that is late doesn't know by how much yet
 MAX_FAULTS = 5
 MAX_BLOCKS = 5000  # Of memory, more than after the first pool: one for two requests, or less
 MAX_PAGES = 16384
@@ -777,8 +777,8 @@ class Chaos:
             raise
 
     def lag(self, start, end):
-        """How many seconds of a time a loop was late, as the machine was busy."""
-        return max(sum(max(0, min(end, lag_end) - max(start, lag_start))
+        """How many seconds of a time the loops were late, as the machine was busy."""
+        return sum(sum(max(0, min(end, lag_end) - max(start, lag_start))
                        for lag_start, lag_end in list(lags)) for lags in self.lags)
 
     async def _wait(self, is_done, seconds):
