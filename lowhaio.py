@@ -1327,6 +1327,21 @@ class _Attempts:
         self._event.set()
 
 
+def _tls_sock(context: ssl.SSLContext, sock: socket.socket, host: str) -> ssl.SSLSocket:
+    try:
+        return context.wrap_socket(
+            sock, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False)
+    except OSError as exception:
+        # Of a connection that is reset by now, Python before 3.13 leaves what it has made open
+        step = exception.__traceback__ and exception.__traceback__.tb_next
+        while step:
+            made = step.tb_frame.f_locals.get('self')
+            if isinstance(made, ssl.SSLSocket):
+                made.close()
+            step = step.tb_next
+        raise
+
+
 def _new_sock(get_sock: Callable[..., socket.socket], address: str) -> socket.socket:
     if ':' not in address:
         sock = get_sock()
@@ -2038,12 +2053,7 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             owner, address = await attempts.winner(socket_timeout)
             if origin.tls:
                 kind = HttpTlsError
-                context = tls_context()
-                # It may be reset by now, and then wrap_socket of Python before 3.13 leaves it open
-                owner.getpeername()
-                owner = context.wrap_socket(
-                    owner, server_hostname=origin.host, do_handshake_on_connect=False,
-                    suppress_ragged_eofs=False)
+                owner = _tls_sock(tls_context(), owner, origin.host)
             key = (origin.host, address, origin.port, origin.tls)
             owner = connection = _Connection(loop, owner, key, socket_timeout, recv_bufsize)
             if origin.tls:
