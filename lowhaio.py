@@ -938,10 +938,11 @@ class _Connection:
     """
 
     __slots__ = (
-        '_background', '_bufsize', '_deadline', '_fileno', '_first_send_bytes', '_is_paused',
-        '_is_reset', '_is_sending', '_is_tls', '_loop', '_on_idle_event', '_operation', '_poll',
-        '_reads', '_recv', '_send', '_send_bytes', '_sock', '_thread', '_timer', '_timer_at',
-        '_waiter', '_writes', 'arrived', 'credit', 'idle_seconds', 'key', 'rested_at', 'timeout')
+        '_background', '_bufsize', '_deadline', '_fileno', '_first_send_bytes', '_is_drained',
+        '_is_paused', '_is_reset', '_is_sending', '_is_tls', '_loop', '_on_idle_event',
+        '_operation', '_poll', '_reads', '_recv', '_send', '_send_bytes', '_sock', '_thread',
+        '_timer', '_timer_at', '_waiter', '_writes', 'arrived', 'credit', 'idle_seconds', 'key',
+        'rested_at', 'timeout')
 
     def __init__(
             self, loop: asyncio.AbstractEventLoop, sock: socket.socket, key: _Key,
@@ -967,6 +968,7 @@ class _Connection:
         self._waiter: Optional[asyncio.Future[Any]] = None
         self._operation: Optional[Callable[[], Any]] = None
         self._background: Optional[Callable[[], Optional[bool]]] = None
+        self._is_drained = False
         self._is_sending = False
         self._is_paused = False
         self._is_reset = False
@@ -1030,7 +1032,11 @@ class _Connection:
         """The same where more has probably arrived already, as within a body."""
         if self.credit <= 0:
             await self.give_turn()
+        if self._is_drained and not self.arrived and not self._poll(0) and \
+                not (self._is_tls and self._pending()):
+            return await self.receive()
         data = self.look()
+        self._is_drained = data is None  # The peer is slower: a read is likely to be in vain again
         if data is None:
             return await self.receive()
         self.credit -= max(len(data), _CALL_BYTES)
