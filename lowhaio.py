@@ -436,7 +436,7 @@ def _lower_token(token: bytes) -> bytes:
 def _remember(cache: Dict[bytes, Any], key: bytes, value: Any) -> None:
     """What comes from a server must not fill the memory."""
     if len(key) <= 128:
-        if len(cache) == 512:
+        if len(cache) >= 512:
             cache.clear()
         cache[key] = value
 
@@ -594,7 +594,7 @@ _Decoded = Tuple[bytes, Union[bytes, Literal[False], None]]
 _Decoder = Generator[_Decoded, Any, None]
 
 # Of chunks, which take about 1 us each, before other tasks get their turn
-_TURN_CHUNKS = 1024
+_TURN_CHUNKS = 4096
 
 
 def _known_length(length: int, data: bytes) -> Iterator[_Decoded]:
@@ -1166,6 +1166,7 @@ class _Connection:
     def wake_up(self) -> bool:
         """Be idle no more, and return whether the connection can be used."""
         self._on_idle_event = None
+        self.arrived = False
         self._send_bytes = self._first_send_bytes
         self.credit = _TURN_BYTES
         return self.is_quiet() and self._loop.time() < self._deadline
@@ -1692,16 +1693,18 @@ def _on_suspension(
 ) -> Generator[Any, None, Any]:
     """Await, and call a function whenever that suspends: concurrency without a task."""
     iterator: Any = awaitable.__await__()
-    step = functools.partial(next, iterator)
+    step: Any = iterator.__next__
     while True:
         try:
             future = step()
         except StopIteration as stop:
             return stop.value
+        finally:
+            step = None  # It may have an exception whose traceback has this frame
         function()
         try:
             yield future
-            step = functools.partial(next, iterator)
+            step = iterator.__next__
         except BaseException as exception:
             step = functools.partial(iterator.throw, exception)
 

@@ -5077,6 +5077,48 @@ class RegressionTest(TestCase):
                     gc.enable()
                 self.assertEqual(kept, [])
 
+    async def test_cancellation_while_the_callers_body_waits_leaves_no_reference_cycle(self):
+        async def body():
+            yield b'a'
+            await asyncio.sleep(60)
+        task = self.loop.create_task(
+            self.pool()(b'PUT', self.serve().url, headers=length(2), body=body))
+        await self.turns(9)
+        gc.collect()
+        gc.disable()
+        try:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            del task
+            await self.turns()
+            kept = [item for item in gc.get_objects()
+                    if type(item).__module__ == 'lowhaio' and not isinstance(item, tuple)]
+        finally:
+            gc.enable()
+        self.assertEqual(kept, [])
+
+    async def test_head_and_body_leave_together_after_a_response_that_came_before_the_end(self):
+        async def answer(peer):
+            await peer.send(OK)
+            answered.set()
+
+        async def body():
+            yield b'abc'
+            await answered.wait()
+            await self.turns()
+
+        class CountingSocket(socket.socket):
+            def send(self, data):
+                sizes.append(len(data))
+                return super().send(data)
+        sizes, answered = [], asyncio.Event()
+        server = self.serve(answer)
+        request = self.pool(get_sock=lambda: CountingSocket(socket.AF_INET, socket.SOCK_STREAM))
+        for each in (body, streamed(b'abc')):
+            await fetch(request, b'PUT', server.url, headers=length(3), body=each)
+        self.assertEqual((len(server.peers), len(sizes)), (1, 2))
+
     async def test_reset_does_nothing_after_the_end_of_its_timeout(self):
         with timeout(self.loop, 5) as reset:
             pass
