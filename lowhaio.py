@@ -594,7 +594,7 @@ _Decoded = Tuple[bytes, Union[bytes, Literal[False], None]]
 _Decoder = Generator[_Decoded, Any, None]
 
 # Of chunks, which take about 1 us each, before other tasks get their turn
-_TURN_CHUNKS = 4096
+_TURN_CHUNKS = 2048
 
 
 def _known_length(length: int, data: bytes) -> Iterator[_Decoded]:
