@@ -1166,7 +1166,7 @@ class _Connection:
     def wake_up(self) -> bool:
         """Be idle no more, and return whether the connection can be used."""
         self._on_idle_event = None
-        self.arrived = False
+        self.arrived = False  # What the last response left behind: is_quiet() asks afresh
         self._send_bytes = self._first_send_bytes
         self.credit = _TURN_BYTES
         return self.is_quiet() and self._loop.time() < self._deadline
