@@ -1431,7 +1431,7 @@ class _Exchange:
             if not self.is_ended:
                 head = await self._send_body()
             elif not self._flush():
-                head = await self._send()
+                head = await self._send_rest()
             else:
                 head = self._fed(await connection.receive())  # There can be nothing yet
             while head is None:
@@ -1492,18 +1492,22 @@ class _Exchange:
     async def _send_body(self) -> Optional[_Head]:
         head = None
         if b'100-continue' in _tokens(self._framing.get(b'expect', b'')) and self._decoder:
-            head = await self._send() or await self._continued()
+            if not self._flush() or self._connection.arrived:
+                head = await self._send_rest()
+            if head is None:
+                head = await self._continued()
         while head is None and not self.is_ended:
             await self._fill()
-            head = await self._send()
+            if not self._flush() or self._connection.arrived:
+                head = await self._send_rest()
         return head
 
-    async def _send(self) -> Optional[_Head]:
-        """Send what is unsent. If a final response arrives first, return its head."""
+    async def _send_rest(self) -> Optional[_Head]:
+        """Send what _flush() left. If a final response arrives first, return its head."""
         connection = self._connection
         head = None
         try:
-            while not self._flush() or connection.arrived:
+            while self._unsent or self._failure is not None or connection.arrived:
                 if self._failure is not None:
                     failure, self._failure = self._failure, None
                     return self._head_in_spite_of(failure)
@@ -1522,7 +1526,7 @@ class _Exchange:
 
     def _flush(self) -> Optional[bool]:
         """Send what the connection takes in this turn: True is all, None some, False failed."""
-        if self._chunks is not None and not self._any_sent and self._failure is None and \
+        if not self._any_sent and self._chunks is not None and self._failure is None and \
                 self._connection.rested_at and not self._connection.is_quiet():
             # It was when it left the pool, but the caller's body may have taken its time since
             self._failure = ConnectionError('the server closed the idle connection')
@@ -1590,42 +1594,38 @@ class _Exchange:
         while not self.is_ended and self._unsent_bytes < _PACKET_BYTES and not connection.arrived:
             if connection.credit <= 0:
                 await connection.give_turn()
+            connection.credit -= _CALL_BYTES
             try:
                 chunk = await self._next_chunk()
+            except StopAsyncIteration:
+                self.is_ended = True
+                chunk = b''
+            except Exception as exception:
+                is_argument = self._chunks is None and isinstance(exception, TypeError)
+                raise self._error(HttpInvalidRequest if is_argument else HttpConnectionError)(
+                    'the body of the request raised %r' % exception) from exception
+
+            try:
+                if type(chunk) is not bytes:
+                    chunk = _constant(chunk)
+                is_checked = self._check(chunk) if chunk or self.is_ended else True
+                while not is_checked:
+                    await connection.give_turn()
+                    is_checked = self._check(None)
             except (TypeError, ValueError) as exception:
                 raise self._error(HttpInvalidRequest)(
                     'the body of the request: %s' % exception) from exception
-            connection.credit -= _CALL_BYTES
             if chunk:
                 self._unsent.append(chunk)
                 self._unsent_bytes += len(chunk)
 
-    async def _next_chunk(self) -> Any:
-        """Return the next chunk of the caller's body; b'' at its end too."""
-        try:
-            if self._chunks is None:
-                args, kwargs = self._body_arguments
-                self._chunks = _async_iterator(self._body(*args, **kwargs))
-            chunk = await _on_suspension(self._chunks.__anext__(), self._flush_in_background)
-        except StopAsyncIteration:
-            self.is_ended = True
-            self._check(b'')
-            return b''
-        except Exception as exception:
-            is_argument = self._chunks is None and isinstance(exception, TypeError)
-            raise self._error(HttpInvalidRequest if is_argument else HttpConnectionError)(
-                'the body of the request raised %r' % exception) from exception
-
-        if type(chunk) is not bytes:
-            # What is copied can't be changed before it is sent; what isn't is sent at once
-            view = _view(chunk)
-            chunk = view.cast('B') if view.nbytes >= _PACKET_BYTES and \
-                view.c_contiguous else bytes(view)
-        is_checked = not chunk or self._check(chunk)
-        while not is_checked:
-            await self._connection.give_turn()
-            is_checked = self._check(None)
-        return chunk
+    def _next_chunk(self) -> Awaitable[Any]:
+        """Ask the caller's body for a chunk. If that has to wait, what is unsent is sent."""
+        if self._chunks is None:
+            args, kwargs = self._body_arguments
+            self._chunks = _async_iterator(self._body(*args, **kwargs))
+        chunk: Awaitable[Any] = self._chunks.__anext__()
+        return _on_suspension(chunk, self._flush_in_background) if self._unsent else chunk
 
     def _check(self, chunk: Any) -> bool:
         """Hold the body to its framing; b'' is its end. Return False to be called with None."""
@@ -1635,7 +1635,9 @@ class _Exchange:
                 _, unused = self._decoder.send(chunk)
             except HttpDataError as exception:
                 raise ValueError(str(exception)) from None
-            if unused is not None and unused is not False:
+            if unused is None:
+                return True
+            if unused is not False:
                 self._decoder = None
         if unused:
             raise ValueError(
@@ -1669,12 +1671,15 @@ def _body_advice(body: Any) -> str:
     return 'streamed(data) makes one of bytes'
 
 
-def _view(chunk: Any) -> memoryview:
+def _constant(chunk: Any) -> Union[bytes, memoryview]:
+    """A copy, so that the caller can't change it before it is sent; if large, it is sent at once.
+    """
     try:
-        return memoryview(chunk)
+        view = memoryview(chunk)
     except TypeError:
         raise TypeError('it must yield bytes, bytearray or memoryview, not %s'
                         % type(chunk).__name__) from None
+    return view.cast('B') if view.nbytes >= _PACKET_BYTES and view.c_contiguous else bytes(view)
 
 
 def _body_arguments(args: Any, kwargs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
