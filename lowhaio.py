@@ -1028,19 +1028,25 @@ class _Connection:
             self._deadline = self._loop.time() + self.timeout
         return data
 
-    async def receive_more(self) -> bytes:
-        """The same where more has probably arrived already, as within a body."""
-        if self.credit <= 0:
-            await self.give_turn()
+    def receive_now(self) -> Optional[bytes]:
+        """Return what has arrived, as more of a body probably has; None if nothing has."""
         if self._is_drained and not self.arrived and not self._poll(0) and \
                 not (self._is_tls and self._pending()):
-            return await self.receive()
+            return None
         data = self.look()
-        self._is_drained = data is None  # The peer is slower: a read is likely to be in vain again
         if data is None:
-            return await self.receive()
-        self.credit -= max(len(data), _CALL_BYTES)
+            self._is_drained = True  # The peer is slower: a read is likely to be in vain again
+            return None
+        self._is_drained = False
+        self.credit -= len(data) if len(data) > _CALL_BYTES else _CALL_BYTES
         return data
+
+    async def receive_more(self) -> bytes:
+        """The same as receive() where more has probably arrived already."""
+        if self.credit <= 0:
+            await self.give_turn()
+        data = self.receive_now()
+        return await self.receive() if data is None else data
 
     async def send(self, send_some: Callable[[], Optional[bool]]) -> None:
         """Wait until send_some(), which sends when that is possible, returns True.
@@ -1781,13 +1787,18 @@ class _ResponseBody:
             return chunk
         if self._failure is not None:
             raise self._failure()
-        if self._connection is None:
+        connection = self._connection
+        if connection is None:
             raise StopAsyncIteration
 
         self._check_not_read()
         self._is_read = True
         try:
-            chunk = await self._more(self._connection)
+            chunk = await self._more(connection)
+        except (OSError, asyncio.TimeoutError) as exception:
+            error = _receive_error(exception, 'body', connection)
+            self._fail(error)
+            raise error from exception
         except BaseException as exception:
             self._fail(exception)
             raise
@@ -1806,27 +1817,19 @@ class _ResponseBody:
 
     async def _more(self, connection: _Connection) -> bytes:
         """Return more of the body, or b'' at its end."""
-        chunk = b''
-        try:
-            while not chunk and self._connection is not None:
-                if not self._is_behind:
-                    chunk = self._decoded(await connection.receive_more())
-                    continue
+        chunk: bytes = b''
+        while not chunk and self._connection is not None:
+            if self._is_behind or connection.credit <= 0:
                 await connection.give_turn()
-                self._is_behind = False
-                chunk = self._decoded(None)
-        except (OSError, asyncio.TimeoutError) as exception:
-            raise _receive_error(exception, 'body', connection) from exception
-        return chunk
-
-    def _decoded(self, data: Optional[bytes]) -> bytes:
-        """Return what data decodes to. None is for what the decoder has already."""
-        chunk: bytes
-        chunk, unused = self._decoder.send(data)
-        if unused is False:
-            self._is_behind = True
-        elif unused is not None:
-            self._release(self._detached(), unused, self._log)
+            data = None
+            if not self._is_behind:
+                data = connection.receive_now()
+                if data is None:
+                    data = await connection.receive()
+            chunk, unused = self._decoder.send(data)
+            self._is_behind = unused is False
+            if unused is not None and unused is not False:
+                self._release(self._detached(), unused, self._log)
         return chunk
 
     def _fail(self, exception: BaseException) -> None:
