@@ -915,7 +915,7 @@ def _drop_tracebacks(exception: Optional[BaseException]) -> None:
 _Key = Tuple[str, str, int, bool]  # Host, IP address, port, TLS
 
 # How many bytes may pass before other tasks get their turn, and what a call counts for at least
-_TURN_BYTES = 524288
+_TURN_BYTES = 1048576
 _CALL_BYTES = 4096
 
 # Of one call to send, which with TLS and a fast peer doesn't end by itself. The first one of a
