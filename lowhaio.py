@@ -542,23 +542,32 @@ _REPEATED = frozenset((
 
 def _fields(lines: bytes) -> _Fields:
     try:
-        return tuple([
-            _known_fields.get(line) or _field(line) for line in lines.split(b'\r\n')])
+        return _unfolded_fields(lines)
     except ValueError:
         pass
     try:
-        return tuple([_field(line) for line in _OBS_FOLD.sub(b' ', lines).split(b'\r\n')])
+        return _unfolded_fields(_OBS_FOLD.sub(b' ', lines))
     except ValueError:
         raise _field_error(lines) from None
 
 
+def _unfolded_fields(lines: bytes) -> _Fields:
+    known = _known_fields.get
+    separate_lines = lines.split(b'\r\n')
+    without_ends = b''.join(separate_lines)
+    # As numbers: to look for bytes takes ten times as long
+    if _NUL in without_ends or _CR in without_ends or _LF in without_ends:
+        raise ValueError
+    return tuple([known(line) or _field(line) for line in separate_lines])
+
+
 def _field(line: bytes) -> Tuple[bytes, bytes]:
     name, colon, value = line.partition(b':')
-    # As numbers: to look for bytes takes ten times as long
-    if not colon or _NUL in value or _CR in value or _LF in value:
+    if not colon:
         raise ValueError
-    field = _lower_token(name), value.strip(b' \t')
-    if field[0] in _REPEATED:
+    lower_name = _lower_tokens.get(name) or _lower_token(name)
+    field = lower_name, value.strip(b' \t')
+    if lower_name in _REPEATED:
         _remember(_known_fields, line, field)
     return field
 
@@ -1483,7 +1492,7 @@ class _Exchange:
             head = _response_head(self.received[:end])
             self.received = self.received[end + 4:]
             # RFC 9110 15.2; a 101 is final, as what follows it isn't HTTP
-            if not b'100' <= head[0] < b'200' or head[0] == b'101':
+            if head[0] >= b'200' or head[0] == b'101' or head[0] < b'100':
                 return head
 
             searched = 0
@@ -1785,11 +1794,9 @@ class _ResponseBody:
         if self._chunk:
             chunk, self._chunk = self._chunk, b''
             return chunk
-        if self._failure is not None:
-            raise self._failure()
         connection = self._connection
         if connection is None:
-            raise StopAsyncIteration
+            raise StopAsyncIteration if self._failure is None else self._failure()
 
         self._check_not_read()
         self._is_read = True
