@@ -673,7 +673,7 @@ class _Chunked:
         self._data = data
         self._position = 0  # How much of data is done with
         self._before = 0  # Bytes of the body before data
-        self._chunks: List[bytes] = []
+        self._chunks: List[Union[bytes, memoryview]] = []
         self._limit = limit
         self._limited_bytes = 0
 
@@ -687,17 +687,34 @@ class _Chunked:
             chunks += 1
             line = _CHUNK_LINE.whole.match(self._data, self._position) or \
                 (yield from self._whole(_CHUNK_LINE))
-            size, start = int(line[1], 16), line.end()
-            if start > line.end(1) + 2:
+            size, self._position = int(line[1], 16), line.end()
+            if line.end() > line.end(1) + 2:
                 self._count(len(line[0]), _CHUNK_LINE)
-            end = start + size
-            self._position = end + 2
+            elif size:
+                chunks += self._repeated(b'\r\n' + line[0], size, _TURN_CHUNKS - chunks)
+
+            end = self._position + size
             if self._data[end:end + 2] == b'\r\n':  # Without trailers, after the last one too
-                self._chunks.append(self._data[start:end])
+                self._chunks.append(self._data[self._position:end])
+                self._position = end + 2
             else:
-                self._position = start
                 yield from self._rest_of_chunk(size) if size else self._trailers()
         yield self._joined(), self._data[self._position:]
+
+    def _repeated(self, between: bytes, size: int, limit: int) -> int:
+        """Take the chunks before one of the same size, as most are, and return how many. That
+        takes half of what it takes to match their lines.
+        """
+        data, start, end = self._data, self._position, self._position + size
+        source = memoryview(data) if size > 1024 else data  # To be joined with one copy less
+        number = 0
+        while number < limit and data.startswith(between, end):
+            self._chunks.append(source[start:end])
+            start = end + len(between)
+            end = start + size
+            number += 1
+        self._position = start
+        return number
 
     def _rest_of_chunk(self, size: int) -> _Decoder:
         end = self._position + size

@@ -2523,6 +2523,9 @@ CHUNKS = (
     good_chunks('line ends in chunks', b'4\r\n\r\n\r\n\r\n3\r\n0\r\n\r\n0\r\n\r\n',
                 b'\r\n\r\n0\r\n'),
     good_chunks('many tiny chunks (CVE-2025-69229)', b'1\r\na\r\n' * 50 + b'0\r\n\r\n', b'a' * 50),
+    good_chunks('sizes that repeat', chunked(*[b'a' * 1500] * 3, b'b' * 1499, *[b'c' * 1500] * 2,
+                                             *[b'd' * 21] * 2, *[b'e'] * 3),
+                b'a' * 4500 + b'b' * 1499 + b'c' * 3000 + b'd' * 42 + b'eee'),
     good_chunks('trailers', b'1\r\na\r\n0\r\nx: y\r\nZ:\r\n\r\n', b'a'),
     good_chunks('trailers after extension', b'0;a\r\nx: y\r\n\r\n'),
     good_chunks('folded trailer', b'0\r\nx: y\r\n z\r\n\ta : b\r\n\r\n'),
@@ -2532,6 +2535,7 @@ CHUNKS = (
     good_chunks('every byte of a trailer', b'0\r\n%b: \x01\x0b\x7f\x80\xff\t"\r\n\r\n' % TCHARS),
     good_chunks('byte after the last chunk', b'0\r\n\r\nx', b'', False),
     good_chunks('line end after the last chunk', b'0\r\n\r\n\r\n', b'', False),
+    good_chunks('last chunk after the last chunk', b'0\r\n\r\n0\r\n\r\n', b'', False),
     good_chunks('response after the last chunk', b'1\r\na\r\n0\r\n\r\n' + OK, b'a', False),
     good_chunks('response after the trailers', b'0\r\na: b\r\n\r\n' + OK, b'', False),
     good_chunks('chunk of one digit more than is decimal', b'10\r\n0123456789abcdef\r\n0\r\n\r\n',
@@ -2562,6 +2566,8 @@ CHUNKS = (
     bad_chunks('bare LF in an extension (CVE-2021-22960)', b'1;a\nb\r\na\r\n0\r\n\r\n', 'byte 4 '),
     bad_chunks('NUL in an extension', b'1;a\0\r\na\r\n0\r\n\r\n', 'byte 4 '),
     good_chunks('line end in a quoted extension ends the line', b'1;a="\r\n"\r\n0\r\n\r\n', b'"'),
+    bad_chunks('no line end after the third chunk of a size', b'1\r\na\r\n' * 2 + b'1\r\nab1\r\n',
+               'byte 17 '),
     bad_chunks('no line end after a chunk', b'1\r\nabc0\r\n\r\n',
                "byte 5 of the chunked body is b'b'", 'CRLF'),
     bad_chunks('bare LF after a chunk', b'1\r\na\n0\r\n\r\n', 'byte 5 ', 'CRLF'),
@@ -5898,7 +5904,7 @@ class FairnessTest(TestCase):
         for bufsize in (5000, 65536, 1048576):
             with self.subTest(bufsize=bufsize):
                 await self.assert_fair(
-                    CHUNKED + 60000 * self.TINY + b'0\r\n\r\n', recv_bufsize=bufsize)
+                    CHUNKED + 200000 * self.TINY + b'0\r\n\r\n', recv_bufsize=bufsize)
 
     async def test_no_task_is_late_during_an_upload_of_tiny_chunks(self):
         async def one_by_one():
