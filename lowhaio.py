@@ -685,6 +685,8 @@ class _Chunked:
                 chunks = 0
                 yield self._joined(), False
             chunks += 1
+            if self._position == len(self._data):
+                yield from self._more(b'')
             line = _CHUNK_LINE.whole.match(self._data, self._position) or \
                 (yield from self._whole(_CHUNK_LINE))
             size, self._position = int(line[1], 16), line.end()
