@@ -224,18 +224,19 @@ class Plan:
             return {'HttpTlsError'}
         if self.upload_fault == 'fails':
             return {'HttpDataError body', 'HttpConnectionError body'}
+        # With a reset, what the system has not sent yet is lost
+        lost = {'HttpConnectionClosedError'} if self.after == 'reset' and self.size > 30000 \
+            else set()
         if self.upload_fault != 'no':
             return {'HttpDataError body', 'HttpInvalidRequest body'} | (
-                {'result', 'given up'} if self.upload_fault == 'long' else set())
+                {'result', 'given up', *lost} if self.upload_fault == 'long' else set())
         failure = {
             'no': 'result', 'stall': 'HttpDataError timeout', 'garbage': 'HttpInvalidResponse',
             'endless': 'HttpHeaderTooLong'}.get(self.fault, 'HttpConnectionClosedError')
-        outcomes = {failure}
+        outcomes = {failure, *lost}
         if self.reading not in ('all', 'slowly') and (
                 self.fault == 'no' or self.point == 'body'):
             outcomes.add('given up')
-        if self.after == 'reset' and self.size > 30000:
-            outcomes.add('HttpConnectionClosedError')  # What the system has not sent yet is lost
         return outcomes
 
 
