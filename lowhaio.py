@@ -942,8 +942,9 @@ def _drop_tracebacks(exception: Optional[BaseException]) -> None:
 
 _Key = Tuple[str, str, int, bool]  # Host, IP address, port, TLS
 
-# How many bytes may pass before other tasks get their turn, and what a call counts for at least
-_TURN_BYTES = 1048576
+# How many bytes may pass before other tasks get their turn, which is less than a megabyte with
+# one call to send more; and what a call counts for at least
+_TURN_BYTES = 720896
 _CALL_BYTES = 4096
 
 # Of one call to send, which with TLS and a fast peer doesn't end by itself. The first one of a
@@ -1537,17 +1538,19 @@ class _Exchange:
         return head
 
     async def _send_rest(self) -> Optional[_Head]:
-        """Send what _flush() left. If a final response arrives first, return its head."""
+        """Send what one _flush() left. If a final response arrives first, return its head."""
         connection = self._connection
         head = None
         try:
-            while self._unsent or self._failure is not None or connection.arrived:
+            while not self._flush() or connection.arrived:
                 if self._failure is not None:
                     failure, self._failure = self._failure, None
                     return self._head_in_spite_of(failure)
                 if not connection.arrived:
                     await connection.send(self._flush)
                     continue
+                if not self._any_sent and connection.rested_at and not connection.is_quiet():
+                    raise _NothingSentError  # What has come can't be the response
                 data = connection.look()
                 head = None if data is None else self._fed(data)
                 if head is not None:
@@ -1654,12 +1657,11 @@ class _Exchange:
                 self._unsent_bytes += len(chunk)
 
     def _next_chunk(self) -> Awaitable[Any]:
-        """Ask the caller's body for a chunk. If that has to wait, what is unsent is sent."""
+        """Ask the caller's body for a chunk. If it has to wait, what is unsent is sent."""
         if self._chunks is None:
             args, kwargs = self._body_arguments
             self._chunks = _async_iterator(self._body(*args, **kwargs))
-        chunk: Awaitable[Any] = self._chunks.__anext__()
-        return _on_suspension(chunk, self._flush_in_background) if self._unsent else chunk
+        return _on_suspension(self._chunks.__anext__(), self._flush_in_background)
 
     def _check(self, chunk: Any) -> bool:
         """Hold the body to its framing; b'' is its end. Return False to be called with None."""
@@ -1821,10 +1823,6 @@ class _ResponseBody:
         self._is_read = True
         try:
             chunk = await self._more(connection)
-        except (OSError, asyncio.TimeoutError) as exception:
-            error = _receive_error(exception, 'body', connection)
-            self._fail(error)
-            raise error from exception
         except BaseException as exception:
             self._fail(exception)
             raise
@@ -1844,18 +1842,21 @@ class _ResponseBody:
     async def _more(self, connection: _Connection) -> bytes:
         """Return more of the body, or b'' at its end."""
         chunk: bytes = b''
-        while not chunk and self._connection is not None:
-            if self._is_behind or connection.credit <= 0:
-                await connection.give_turn()
-            data = None
-            if not self._is_behind:
-                data = connection.receive_now()
-                if data is None:
-                    data = await connection.receive()
-            chunk, unused = self._decoder.send(data)
-            self._is_behind = unused is False
-            if unused is not None and unused is not False:
-                self._release(self._detached(), unused, self._log)
+        try:
+            while not chunk and self._connection is not None:
+                if self._is_behind or connection.credit <= 0:
+                    await connection.give_turn()
+                data = None
+                if not self._is_behind:
+                    data = connection.receive_now()
+                    if data is None:
+                        data = await connection.receive()
+                chunk, unused = self._decoder.send(data)
+                self._is_behind = unused is False
+                if unused is not None and unused is not False:
+                    self._release(self._detached(), unused, self._log)
+        except (OSError, asyncio.TimeoutError) as exception:
+            raise _receive_error(exception, 'body', connection) from exception
         return chunk
 
     def _fail(self, exception: BaseException) -> None:
