@@ -565,9 +565,8 @@ def _field(line: bytes) -> Tuple[bytes, bytes]:
     name, colon, value = line.partition(b':')
     if not colon:
         raise ValueError
-    lower_name = _lower_tokens.get(name) or _lower_token(name)
-    field = lower_name, value.strip(b' \t')
-    if lower_name in _REPEATED:
+    field = _lower_token(name), value.strip(b' \t')
+    if field[0] in _REPEATED:
         _remember(_known_fields, line, field)
     return field
 
@@ -704,8 +703,8 @@ class _Chunked:
         yield self._joined(), self._data[self._position:]
 
     def _repeated(self, between: bytes, size: int, limit: int) -> int:
-        """Take the chunks before one of the same size, as most are, and return how many. That
-        takes half of what it takes to match their lines.
+        """Take the chunks before one of the same size, as most are, and return how many: chunks of
+        8 KiB take two thirds of what they take if each line is matched.
         """
         data, start, end = self._data, self._position, self._position + size
         source = memoryview(data) if size > 1024 else data  # To be joined with one copy less
@@ -1466,7 +1465,7 @@ class _Exchange:
             if not self.is_ended:
                 head = await self._send_body()
             elif not self._flush():
-                head = await self._send_rest()
+                head = await self._send()
             else:
                 head = self._fed(await connection.receive())  # There can be nothing yet
             while head is None:
@@ -1527,18 +1526,15 @@ class _Exchange:
     async def _send_body(self) -> Optional[_Head]:
         head = None
         if b'100-continue' in _tokens(self._framing.get(b'expect', b'')) and self._decoder:
-            if not self._flush() or self._connection.arrived:
-                head = await self._send_rest()
-            if head is None:
-                head = await self._continued()
+            head = await self._send() or await self._continued()
         while head is None and not self.is_ended:
             await self._fill()
-            if not self._flush() or self._connection.arrived:
-                head = await self._send_rest()
+            if not self._flush() or self._connection.arrived:  # A coroutine less for each piece
+                head = await self._send()
         return head
 
-    async def _send_rest(self) -> Optional[_Head]:
-        """Send what one _flush() left. If a final response arrives first, return its head."""
+    async def _send(self) -> Optional[_Head]:
+        """Send what is unsent. If a final response arrives first, return its head."""
         connection = self._connection
         head = None
         try:
@@ -1848,6 +1844,7 @@ class _ResponseBody:
                     await connection.give_turn()
                 data = None
                 if not self._is_behind:
+                    # And not receive_more(): of each 64 KiB, a coroutine is a tenth
                     data = connection.receive_now()
                     if data is None:
                         data = await connection.receive()
