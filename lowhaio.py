@@ -251,11 +251,21 @@ _CONTENT_LENGTH = re.compile(rb'[0-9]{1,19}')
 # RFC 3986 appendix B, with scheme and authority required
 _URL = re.compile(r'([^:/?#]*)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?')
 _NOT_IN_URL = re.compile(r'[\x00-\x1f\x7f\ud800-\udfff]')
+_ZONE = re.compile(r'\[[0-9A-Fa-f:.]*%')
 _AUTHORITY = re.compile(r'(\[[0-9A-Fa-f:.]*\]|[^:\[\]]+)(?::([0-9]{0,5}))?')
 
 # RFC 1035 2.3.1, and underscores, which names in private networks have
 _NAME = re.compile(r'[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*')
-_NUMERIC_LAST_LABEL = re.compile(r'(?:.*\.)?[0-9]+')
+
+# URL standard, "ends in a number": some system's resolver takes it for an IPv4 address
+_NUMERIC_LAST_LABEL = re.compile(r'(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)')
+
+# What IDNA 2003, which Python has, makes another name of than browsers do, whose owner may be
+# another (UTS 46): the five characters that are valid since IDNA 2008, a soft hyphen, those that
+# have a dot in them, and those that Unicode has decomposed in another way since (Corrigendum 4)
+_AMBIGUOUS_IN_IDNA = re.compile(
+    '[\xdf\u1e9e\u03c2\u200c\u200d\u1806\u2024\u2488-\u249b\u33c2\u33c7\u33d8\ufe52'
+    '\U0002f868\U0002f874\U0002f91f\U0002f95f\U0002f9bf]')
 
 # RFC 3986 3.3 and 3.4: the bytes that are not allowed, and % where it starts no escape. + is
 # allowed in a path, but some servers take it for a space
@@ -303,6 +313,9 @@ def _origin(scheme: str, authority: str) -> _Origin:
 
     # What was taken for it may be a password, as in http://user:a/b@example.com
     match = _AUTHORITY.fullmatch(authority)
+    if not match and _ZONE.match(authority):
+        raise ValueError('the IPv6 address of the URL has a zone, which is of this machine alone: '
+                         'give a name that a resolver of your own has the address and zone of')
     if not match:
         raise ValueError('the URL must have a host, an IPv6 address in brackets, and after it '
                          'nothing or a colon and a port of 1 to 65535')
@@ -336,6 +349,11 @@ def _encoded_name(host: str) -> str:
     # The first look is before encoding, which takes the square of the length
     if len(host) > 254:
         raise ValueError('the host of the URL is longer than 253 bytes')
+    ambiguous = None if host.isascii() else _AMBIGUOUS_IN_IDNA.search(host)
+    if ambiguous:
+        raise UnicodeError('the host of the URL has %a, of which IDNA 2003 and 2008 make different '
+                           'names: give the one that is meant, encoded, as xn--...: %s'
+                           % (ambiguous[0], _shown(host)))
     try:
         name = (host if host.isascii() else host.encode('idna').decode('ascii')).lower()
     except UnicodeError as exception:
