@@ -28,6 +28,7 @@ import errno
 import functools
 import ipaddress
 import logging
+import operator
 import os
 import re
 import select
@@ -39,10 +40,14 @@ import urllib.parse
 import weakref
 from typing import (
     Any, AsyncIterable, AsyncIterator, Awaitable, Callable, Dict, Generator, Iterable, Iterator,
-    List, Literal, MutableMapping, NamedTuple, NoReturn, Optional, Sequence, Tuple, Type, Union,
+    List, Literal, MutableMapping, NamedTuple, Optional, Sequence, Tuple, Type, Union,
 )
 
-from aiodnsresolver import TYPES, DnsError, DnsRecordDoesNotExist, Resolver, ResolverLoggerAdapter
+import aiodnsresolver
+from aiodnsresolver import (
+    TYPES, DnsError, DnsRecordDoesNotExist, DnsResponseCode, DnsSocketError, DnsTimeout,
+    IPv4AddressExpiresAt, IPv6AddressExpiresAt, Resolver, ResolverLoggerAdapter,
+)
 
 __all__ = (
     'HttpConnectionClosedError', 'HttpConnectionError', 'HttpDataError', 'HttpDnsError',
@@ -260,9 +265,9 @@ _NAME = re.compile(r'[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*')
 # URL standard, "ends in a number": some system's resolver takes it for an IPv4 address
 _NUMERIC_LAST_LABEL = re.compile(r'(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)')
 
-# What IDNA 2003, which Python has, makes another name of than browsers do, whose owner may be
-# another (UTS 46): the five characters that are valid since IDNA 2008, a soft hyphen, those that
-# have a dot in them, and those that Unicode has decomposed in another way since (Corrigendum 4)
+# What IDNA 2003, which Python has, makes another name of than browsers do (UTS 46), whose owner
+# may be another: the five that are valid since IDNA 2008, a soft hyphen, those that have a dot in
+# them, and those that Unicode has decomposed in another way since (its Corrigendum 4)
 _AMBIGUOUS_IN_IDNA = re.compile(
     '[\xdf\u1e9e\u03c2\u200c\u200d\u1806\u2024\u2488-\u249b\u33c2\u33c7\u33d8\ufe52'
     '\U0002f868\U0002f874\U0002f91f\U0002f95f\U0002f9bf]')
@@ -351,8 +356,8 @@ def _encoded_name(host: str) -> str:
         raise ValueError('the host of the URL is longer than 253 bytes')
     ambiguous = None if host.isascii() else _AMBIGUOUS_IN_IDNA.search(host)
     if ambiguous:
-        raise UnicodeError('the host of the URL has %a, of which IDNA 2003 and 2008 make different '
-                           'names: give the one that is meant, encoded, as xn--...: %s'
+        raise UnicodeError('the host of the URL has %a, of which IDNA 2003 and 2008 make other '
+                           'names: give the one that is meant in its xn-- form, not %s'
                            % (ambiguous[0], _shown(host)))
     try:
         name = (host if host.isascii() else host.encode('idna').decode('ascii')).lower()
@@ -870,8 +875,76 @@ _Resolve = Callable[..., Awaitable[Iterable[Any]]]
 _ClearCache = Callable[..., Awaitable[None]]
 
 
+# How long name servers are given, round by round: slow links take a second and more
+_DNS_ROUNDS = (0.5, 1, 2, 3, 3)
+
+# For an answer that was cut and has no address: none of the codes of RFC 1035 4.1.1
+_TRUNCATED = -1
+_DNS_CODES = {2: 'SERVFAIL', 5: 'REFUSED', _TRUNCATED: 'cut (TC) without an address, and TCP is '
+              'not used'}
+
+_Hosts = Dict[bytes, Dict[int, List[bytes]]]  # By name in lower case and type of record: addresses
+
+
+def _hosts() -> _Hosts:
+    hosts: _Hosts = {}
+    for word, *names in _lines('/etc/hosts'):
+        kind, address = _ip_address(word)
+        for name in names if address else ():
+            hosts.setdefault(name.lower(), {}).setdefault(kind, []).append(address)
+    return hosts
+
+
+def _name_servers() -> Tuple[Sequence[str], str]:
+    """The name servers of /etc/resolv.conf that can be asked, and what to say of them."""
+    words = [line[1] for line in _lines('/etc/resolv.conf')
+             if line[0] == b'nameserver' and len(line) > 1]
+    name_servers = [name_server for name_server in map(_name_server, words) if name_server]
+    if name_servers:
+        return name_servers[:3], ''  # As many as libc takes (MAXNS)
+    if any(_ip_address(word.partition(b'%')[0])[1] for word in words):
+        return (), '/etc/resolv.conf has only name servers of IPv6, which are not asked'
+    return ('127.0.0.1',), ', as /etc/resolv.conf has none'  # resolv.conf(5)
+
+
+def _lines(path: str) -> Iterator[List[bytes]]:
+    """The words of each line that has any. As for libc, they need not be of UTF-8."""
+    with open(path, 'rb') as file:
+        for line in file:
+            words = re.split(b'[#;]', line, maxsplit=1)[0].split()
+            if words:
+                yield words
+
+
+def _ip_address(word: bytes) -> Tuple[int, bytes]:
+    """The type of an IP address, and its bytes: none if libc takes it for no address."""
+    for kind, family in ((TYPES.A, socket.AF_INET), (TYPES.AAAA, socket.AF_INET6)):
+        with contextlib.suppress(OSError, ValueError):
+            return kind, socket.inet_pton(family, word.decode())
+    return 0, b''
+
+
+def _name_server(word: bytes) -> str:
+    try:
+        address = socket.inet_ntoa(socket.inet_aton(word.decode()))
+    except (OSError, ValueError):
+        return ''
+    return '127.0.0.1' if address == '0.0.0.0' else address  # From where its answers come
+
+
+async def _get_host(hosts: _Hosts, name: Any, record_type: int) -> Any:
+    addresses = hosts.get(name)
+    if addresses is None:
+        return None
+    if record_type not in addresses:
+        raise DnsRecordDoesNotExist  # What is there has no other addresses, of whichever type
+    kind = IPv4AddressExpiresAt if record_type == TYPES.A else IPv6AddressExpiresAt
+    # Never, but for that of an alias that a name server has given
+    return tuple(kind(address, name.expires_at) for address in addresses[record_type])
+
+
 class _NameServers:
-    """The name servers to ask: five times each, and half a second at a time.
+    """The name servers to ask, round by round.
 
     A class, since aiodnsresolver leaves it half used: the loop would finalise an asynchronous
     generator in a task of its own. And aiodnsresolver ends its wait for a name server by
@@ -879,7 +952,8 @@ class _NameServers:
     """
 
     def __init__(self, name_servers: Iterable[str], _: bytes) -> None:
-        self._name_servers = iter([server for _ in range(5) for server in name_servers])
+        self._questions = iter([
+            (seconds, name_server) for seconds in _DNS_ROUNDS for name_server in name_servers])
         self._loop = asyncio.get_running_loop()
         self._task: Any = asyncio.current_task()
         self._cancelling = 0
@@ -898,53 +972,83 @@ class _NameServers:
                     raise asyncio.CancelledError  # From outside, in the same turn of the loop
             self._cancelling = self._task.cancelling()
 
-        for name_server in self._name_servers:
-            self._deadline = self._loop.time() + 0.5
-            return 0.5, (name_server, 53)
+        for seconds, name_server in self._questions:
+            self._deadline = self._loop.time() + seconds
+            return seconds, (name_server, 53)
         raise StopAsyncIteration
+
+
+async def _received(*args: Any) -> Any:
+    try:
+        return await aiodnsresolver.recvfrom(*args)
+    except OSError as exception:
+        raise DnsSocketError from exception  # Nobody listens there: aiodnsresolver would wait on
+
+
+def _parsed(data: bytes) -> Any:
+    message = aiodnsresolver.parse(data)
+    if message.tc and not message.rcode and not any(
+            record.qtype in (TYPES.CNAME, message.qd[0].qtype) for record in message.an):
+        return message._replace(rcode=_TRUNCATED)  # aiodnsresolver takes it for no address
+    return message
 
 
 def _get_dns_resolver(get_logger_adapter: _GetLoggerAdapter) -> Tuple[_Resolve, _ClearCache]:
     """aiodnsresolver's, but without a task, a cancellation that stays, or an outdated answer."""
-    addresses: Dict[Tuple[bytes, int], Any] = {}  # Of /etc/hosts, with names in lower case
+    made: Any = None
 
-    async def get_host(hosts: Dict[int, Dict[bytes, Any]], name: bytes, record_type: int) -> Any:
-        if not addresses:
-            addresses.update({
-                (host.lower(), kind): address
-                for kind, by_host in hosts.items() for host, address in by_host.items()})
-        address = addresses.get((name, record_type))
-        # What is there has no other addresses, of whichever type
-        if address is None and any((name, kind) in addresses for kind in hosts):
-            raise DnsRecordDoesNotExist
-        return address
+    def name_servers_and_resolver() -> Any:
+        nonlocal made
+        if made is None:
+            # Resolver reads both files by itself, takes nothing in their place, and raises where
+            # libc goes on. So this is its code, with other functions among its globals: to put
+            # them into its module would change it for all, and a copy of it would get old
+            hosts, name_servers = _hosts(), _name_servers()
+            resolver = types.FunctionType(Resolver.__code__, {
+                **Resolver.__globals__, 'parse_etc_hosts': lambda: hosts,
+                'parse_resolve_conf': lambda: name_servers[0],
+                'parse': _parsed, 'recvfrom': _received}, 'Resolver', Resolver.__defaults__)
+            made = name_servers, *resolver(
+                get_host=_get_host, get_nameservers=_NameServers,
+                get_logger_adapter=get_logger_adapter)
+        return made
 
-    try:
-        resolve, clear_cache = Resolver(
-            get_host=get_host, get_nameservers=_NameServers,
-            get_logger_adapter=get_logger_adapter)
-    except (OSError, ValueError) as exception:
-        return _unable_to_resolve('/etc/hosts or /etc/resolv.conf: %s' % exception)
-
-    async def resolve_and_forget(*args: Any, **kwargs: Any) -> Any:
+    async def resolve(host: str, record_type: int, **kwargs: Any) -> Any:
+        name_servers, resolve, _ = name_servers_and_resolver()
         try:
-            return await resolve(*args, **kwargs)
+            answer = await resolve(host, record_type, **kwargs)
         except BaseException as exception:
             # aiodnsresolver repeats an answer for as long as a frame of its own is alive
             _drop_tracebacks(exception)
-            raise exception.with_traceback(None)  # noqa: B904
+            if not isinstance(exception, DnsError):
+                raise exception.with_traceback(None)  # noqa: B904
+            raise type(exception)(_dns_failure(exception, host, *name_servers)) from exception
+        return answer[0] if isinstance(answer[0], tuple) else answer  # What _get_host returns
 
-    return resolve_and_forget, clear_cache
+    async def clear_cache(**kwargs: Any) -> None:
+        if made is not None:
+            await made[2](**kwargs)
 
-
-def _unable_to_resolve(reason: str) -> Tuple[_Resolve, _ClearCache]:
-    async def resolve(*_: Any, **__: Any) -> NoReturn:
-        raise DnsError(reason)
-
-    async def clear_cache(**_: Any) -> None:
-        pass
-
+    with contextlib.suppress(OSError):  # They are read at the next name
+        name_servers_and_resolver()
     return resolve, clear_cache
+
+
+def _dns_failure(exception: DnsError, host: str, name_servers: Sequence[str], remark: str) -> str:
+    if not name_servers:
+        return remark
+    asked = 'name servers (%s%s)' % (', '.join(name_servers), remark)
+    if isinstance(exception, DnsRecordDoesNotExist):
+        failure = 'the %s know no A or AAAA record of it' % asked
+    else:
+        code = exception.args[0] if isinstance(exception, DnsResponseCode) else 0
+        failure = 'the %s were asked %d times, for up to %s seconds each, the last one: %s' % (
+            asked, len(_DNS_ROUNDS), sum(_DNS_ROUNDS),
+            'error code %d (%s)' % (code, _DNS_CODES.get(code, 'RFC 1035 4.1.1')) if code else
+            'no valid answer' if isinstance(exception, DnsTimeout) else
+            exception.__cause__ or type(exception).__name__)
+    return failure if '.' in host else \
+        failure + '; a single label needs a search domain, which is not added'
 
 
 def _drop_tracebacks(exception: Optional[BaseException]) -> None:
@@ -971,6 +1075,9 @@ _TLS_RECORD_BYTES = 16384
 
 # RFC 8305 5: Connection Attempt Delay
 _ATTEMPT_SECONDS = 0.25
+
+# Addresses that a message names
+_MAX_FAILURES = 6
 
 # What connect_ex returns for an attempt that goes on; the second on Windows
 _IN_PROGRESS = (errno.EINPROGRESS, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS))
@@ -1305,14 +1412,16 @@ class _Attempts:
     """Attempts to connect to the addresses of a host, which overlap, in this task (RFC 8305 5).
 
     The next one starts when one fails, or 250 ms after the last one. The first to connect wins.
+    Why others fail is written to `failures`, by address.
     """
 
     __slots__ = (
-        '_event', '_failures', '_get_sock', '_loop', '_pending', '_port', '_untried', '_winners')
+        '_error', '_event', '_failures', '_get_sock', '_loop', '_pending', '_port', '_untried',
+        '_winners')
 
     def __init__(
             self, loop: asyncio.AbstractEventLoop, get_sock: Callable[..., socket.socket],
-            addresses: Iterable[str], port: int,
+            addresses: Iterable[str], port: int, failures: Dict[str, str],
     ) -> None:
         self._loop = loop
         self._get_sock = get_sock
@@ -1321,7 +1430,8 @@ class _Attempts:
         self._event = asyncio.Event()
         self._pending: Dict[socket.socket, str] = {}
         self._winners: List[Tuple[socket.socket, str]] = []
-        self._failures: List[OSError] = []
+        self._failures = failures
+        self._error: Any = None  # Of the first that failed
 
     async def winner(self, seconds: float) -> Tuple[socket.socket, str]:
         """Return a connected socket and its address.
@@ -1334,11 +1444,17 @@ class _Attempts:
                 if self._untried:
                     self._start(self._untried.popleft())
                 elif not self._pending:
-                    raise self._failures.pop(0)
+                    raise self._error
                 if not self._winners:
                     await self._decision(deadline)
             return self._winners.pop(0)
+        except asyncio.TimeoutError:
+            for address in self._pending.values():
+                self._failures[address] = _no_answer(seconds)
+            self._failures.update(dict.fromkeys(self._untried, 'not tried in that time'))
+            raise
         finally:
+            self._error = None  # Its traceback has this frame
             for sock in self._pending:
                 self._loop.remove_writer(sock.fileno())
             for sock in (*self._pending, *dict(self._winners)):
@@ -1358,13 +1474,13 @@ class _Attempts:
 
     def _start(self, address: str) -> None:
         try:
+            peer = _socket_address(address, self._port)
             sock = _new_sock(self._get_sock, address)
         except OSError as exception:
-            self._failures.append(exception)
-            self._event.set()
+            self._fail(address, exception)
             return
         self._pending[sock] = address
-        error = sock.connect_ex((address, self._port))
+        error = sock.connect_ex(peer)
         if error not in _IN_PROGRESS:
             self._decide(sock, error)
         elif _is_writable(sock):  # As it is within this machine: no turn of the loop is needed
@@ -1378,12 +1494,49 @@ class _Attempts:
 
     def _decide(self, sock: socket.socket, error: int) -> None:
         address = self._pending.pop(sock)
+        if not error and _is_own_peer(sock, self._port):
+            error = errno.ECONNREFUSED
         if error:
             sock.close()
-            self._failures.append(OSError(error, '%s, %s' % (os.strerror(error), address)))
-        else:
-            self._winners.append((sock, address))
+            self._fail(address, OSError(error, os.strerror(error)))
+            return
+        self._winners.append((sock, address))
         self._event.set()
+
+    def _fail(self, address: str, error: OSError) -> None:
+        self._error = self._error or error
+        self._failures[address] = error.strerror or str(error)
+        self._event.set()
+
+
+def _is_own_peer(sock: socket.socket, port: int) -> bool:
+    """Whether a socket is connected to itself: its own port was the one that nobody listens on."""
+    try:
+        name = sock.getsockname()
+        return bool(name[1:2] == (port,) and name == sock.getpeername())
+    except OSError:
+        return False  # Of a connection that is reset by now
+
+
+def _socket_address(address: str, port: int) -> Tuple[Any, ...]:
+    """With the zone of an IPv6 address, if it has one, as the system takes it."""
+    if '%' not in address:
+        return address, port
+    address, _, zone = address.partition('%')
+    return address, port, 0, int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+
+
+def _no_answer(seconds: float) -> str:
+    return 'no answer for %s seconds (socket_timeout)' % seconds
+
+
+def _failed_addresses(failures: Dict[str, str], host: str) -> str:
+    """Each address with the reason of its failure, but not more than make a readable message."""
+    listed = [reason if address == host else '%s: %s' % (address, reason)
+              for address, reason in failures.items()]
+    if len(listed) > _MAX_FAILURES:
+        listed[_MAX_FAILURES:] = ['and %d more' % (len(listed) - _MAX_FAILURES)]
+    return '; '.join(listed)
 
 
 def _tls_sock(context: ssl.SSLContext, sock: socket.socket, host: str) -> ssl.SSLSocket:
@@ -1900,7 +2053,8 @@ class _ResponseBody:
 # On by default in Python 3.10 and newer: a TLS connection that is cut would look closed
 _OP_IGNORE_UNEXPECTED_EOF = getattr(ssl, 'OP_IGNORE_UNEXPECTED_EOF', 0)
 
-# Addresses are kept for this many hosts
+_Answer = Tuple[float, Sequence[str]]  # Of name resolution: when addresses expire, and they
+_NO_ANSWER: _Answer = (0.0, ())
 _MAX_ANSWERS = 1024
 
 
@@ -1945,6 +2099,8 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             ('max_header_length', max_header_length, 1), ('socket_timeout', socket_timeout, 0)):
         if not isinstance(number, (int, float)) or not number >= least:
             raise ValueError('%s must be a number of at least %d, not %r' % (name, least, number))
+    if not isinstance(recv_bufsize, int) or recv_bufsize >= 2**31:  # As TLS takes it
+        raise ValueError('recv_bufsize must be an int below 2**31, not %r' % recv_bufsize)
     for name, function, result in (
             ('get_dns_resolver', get_dns_resolver, 'a pair of functions'),
             ('get_sock', get_sock, 'a socket'),
@@ -1957,7 +2113,7 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
                                   'Windows, asyncio.SelectorEventLoop is' % type(loop).__name__)
 
     pool: Dict[_Key, Dict[_Connection, None]] = {}  # The most recently used of a key is last
-    answers: Dict[str, Tuple[float, Sequence[str]]] = {}  # When addresses expire, and they
+    answers: Dict[Tuple[Any, ...], _Answer] = {}  # By host and port
     ssl_context: Optional[ssl.SSLContext] = None
     closed = False
     resolve, clear_cache = get_dns_resolver(get_logger_adapter=get_resolver_logger_adapter({}))
@@ -2086,29 +2242,35 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             origin: _Origin, log: Optional[_Log], get_logger_adapter: _GetLoggerAdapter,
     ) -> _Connection:
         """Return a new connection, or one that name resolution shows to be reusable."""
-        addresses = await current_addresses(origin, get_logger_adapter)
-        while True:
-            connection = reused(origin, addresses)
-            if connection is not None:
-                return connection
-            try:
-                return await new_connection(origin, addresses, log)
-            except HttpTlsError:
+        failures: Dict[str, str] = {}
+        expires_at, addresses = await current_answer(origin, get_logger_adapter)
+        try:
+            connection = reused(origin, addresses) or \
+                await new_connection(origin, addresses, failures, log)
+            is_remembered = connection.key[1] == addresses[0]
+        except HttpTlsError:
+            raise
+        except HttpConnectionError:
+            expires_at, addresses = await other_answer(origin, addresses, get_logger_adapter)
+            if not addresses:
                 raise
-            except HttpConnectionError:
-                addresses = await ipv6_addresses(origin, addresses, get_logger_adapter)
-                if not addresses:
-                    raise
+            connection = reused(origin, addresses) or \
+                await new_connection(origin, addresses, failures, log)
+            is_remembered = False
+        if not is_remembered:  # So that the next request waits for nothing
+            remember(origin, expires_at, sorted(addresses, key=connection.key[1].__ne__))
+        return connection
 
     async def new_connection(
-            origin: _Origin, addresses: Sequence[str], log: Optional[_Log],
+            origin: _Origin, addresses: Sequence[str], failures: Dict[str, str],
+            log: Optional[_Log],
     ) -> _Connection:
         if log:
             log('Connecting: %s, %s', origin.host, addresses)
         kind: Type[HttpConnectionError] = HttpConnectionError
         owner: Any = None
         try:
-            attempts = _Attempts(loop, get_sock, addresses, origin.port)
+            attempts = _Attempts(loop, new_sock, addresses, origin.port, failures)
             owner, address = await attempts.winner(socket_timeout)
             if origin.tls:
                 kind = HttpTlsError
@@ -2123,23 +2285,47 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
                 owner.close()
             if not isinstance(exception, Exception):
                 raise
-            reason = 'no answer for %s seconds (socket_timeout)' % socket_timeout \
-                if _is_timeout(exception) else str(exception)  # It has this frame, in a traceback
+            # Not the exception: it has this frame, in a traceback
+            reason = \
+                _failed_addresses(failures, origin.host) if owner is None and failures else \
+                _no_answer(socket_timeout) if _is_timeout(exception) else str(exception)
             raise kind('%s %s, port %d: %s' % (
                 'no TLS with' if kind is HttpTlsError else 'no connection to',
                 origin.host, origin.port, reason)) from exception
 
+    def new_sock(*family: int) -> socket.socket:
+        try:
+            return get_sock(*family)
+        except OSError as exception:
+            if not makes_room(exception.errno):
+                raise
+        return get_sock(*family)
+
+    def makes_room(error: Optional[int] = errno.EMFILE) -> bool:
+        """Close what has been idle longest if no descriptor is free; False if that is no cure."""
+        if error not in (errno.EMFILE, errno.ENFILE):  # Of the process, of the system
+            return False
+        try:
+            for descriptor in os.pipe():
+                os.close(descriptor)
+        except OSError:
+            connections = sorted(
+                (connection for connections in pool.values() for connection in connections),
+                key=operator.attrgetter('rested_at'))
+            for connection in connections[:1 + len(connections) // 8]:
+                drop(connection)
+            return bool(connections)
+        return True
+
     def known_addresses(origin: _Origin) -> Sequence[str]:
-        expires_at, addresses = answers.get(origin.host, (0.0, ()))
+        expires_at, addresses = answers.get(origin[1:3], _NO_ANSWER)
         return addresses if loop.time() < expires_at else ()
 
-    async def current_addresses(
-            origin: _Origin, get_logger_adapter: _GetLoggerAdapter,
-    ) -> Sequence[str]:
+    async def current_answer(origin: _Origin, get_logger_adapter: _GetLoggerAdapter) -> _Answer:
         """Return A records, or AAAA records where there is none; kept for as long as they live."""
         addresses = origin.addresses or known_addresses(origin)
         if addresses:
-            return addresses
+            return answers.get(origin[1:3], (0.0, addresses))
 
         try:
             answer = await resolved(origin.host, TYPES.A, get_logger_adapter)
@@ -2147,41 +2333,54 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             if not isinstance(exception.__cause__, DnsRecordDoesNotExist):
                 raise
             answer = await resolved(origin.host, TYPES.AAAA, get_logger_adapter)
+        remember(origin, *answer)
+        return answer
 
-        answers.pop(origin.host, None)
+    async def other_answer(
+            origin: _Origin, addresses: Sequence[str], get_logger_adapter: _GetLoggerAdapter,
+    ) -> _Answer:
+        """Addresses of the other IP version, to try where none of these accepts a connection."""
+        is_ipv6 = ':' in addresses[0]
+        if not origin.addresses:
+            with contextlib.suppress(HttpDnsError):
+                expires_at, others = await resolved(
+                    origin.host, TYPES.A if is_ipv6 else TYPES.AAAA, get_logger_adapter)
+                # A resolver that looks at no type gives those again that were tried
+                return expires_at, [other for other in others if (':' in other) != is_ipv6]
+        return _NO_ANSWER
+
+    def remember(origin: _Origin, expires_at: float, addresses: Sequence[str]) -> None:
+        answers.pop(origin[1:3], None)
         if len(answers) >= _MAX_ANSWERS:
             del answers[next(iter(answers))]
-        answers[origin.host] = answer
-        return answer[1]
-
-    async def ipv6_addresses(
-            origin: _Origin, addresses: Sequence[str], get_logger_adapter: _GetLoggerAdapter,
-    ) -> Sequence[str]:
-        """What to try where no A address accepts a connection."""
-        if not origin.addresses and ':' not in addresses[0]:
-            with contextlib.suppress(HttpDnsError):
-                _, answer = await resolved(origin.host, TYPES.AAAA, get_logger_adapter)
-                # A resolver that looks at no type gives those again that were tried
-                return [address for address in answer if ':' in address]
-        return ()
+        answers[origin[1:3]] = expires_at, addresses
 
     async def resolved(
             host: str, record_type: int, get_logger_adapter: _GetLoggerAdapter,
-    ) -> Tuple[float, Sequence[str]]:
-        """Return when the addresses of a host expire, and the addresses."""
+    ) -> _Answer:
         try:
-            records = list(await resolve(host, record_type, get_logger_adapter=get_logger_adapter))
+            try:
+                records = list(await resolve(
+                    host, record_type, get_logger_adapter=get_logger_adapter))
+            except OSError as exception:
+                if not makes_room(exception.errno):
+                    raise
+                records = list(await resolve(
+                    host, record_type, get_logger_adapter=get_logger_adapter))
         except Exception as exception:
-            raise HttpDnsError('%s could not be resolved: %r' % (host, exception)) from exception
+            has_words = isinstance(exception, (DnsError, OSError)) and exception.args
+            raise HttpDnsError('%s could not be resolved: %s' % (
+                host, exception if has_words else repr(exception))) from exception
         if closed:
             await clear_cache(get_logger_adapter=get_logger_adapter)  # And its timer
         if not records:
             raise HttpDnsError('%s has no address' % host)
         expires_at = min(getattr(record, 'expires_at', 0) for record in records)
-        return expires_at, [str(record) for record in records]
+        return expires_at, list(dict.fromkeys(map(str, records)))
 
     def tls_context() -> ssl.SSLContext:
         nonlocal ssl_context
+        makes_room()  # OpenSSL takes a file that it can't open for one that isn't there
         if ssl_context is None:
             ssl_context = get_ssl_context()
             ssl_context.options &= ~_OP_IGNORE_UNEXPECTED_EOF
