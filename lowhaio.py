@@ -22,7 +22,6 @@ it on. What comes off the wire is hostile until all its bytes were checked.
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import errno
 import functools
@@ -237,6 +236,7 @@ class _Origin(NamedTuple):
     port: int
     addresses: Tuple[str, ...]  # Of an IP address, itself
     host_field: bytes
+    key: str  # Host and port; its hash is there already
 
 
 # RFC 9110 5.6.2: token = 1*tchar
@@ -331,14 +331,14 @@ def _origin(scheme: str, authority: str) -> _Origin:
 
     if match[1].startswith('['):
         address = _address(ipaddress.IPv6Address, match[1][1:-1])
-        return _Origin(tls, address, port, (address,), match[1].lower().encode())
+        return _Origin(tls, address, port, (address,), match[1].lower().encode(), '')
 
     host_field = _encoded_name(match[1])
     host = host_field[:-1] if host_field.endswith('.') else host_field
     if _NUMERIC_LAST_LABEL.fullmatch(host):
         address = _address(ipaddress.IPv4Address, host)
-        return _Origin(tls, host, port, (address,), host_field.encode())
-    return _Origin(tls, host, port, (), host_field.encode())
+        return _Origin(tls, host, port, (address,), host_field.encode(), '')
+    return _Origin(tls, host, port, (), host_field.encode(), '%s:%d' % (host, port))
 
 
 def _address(kind: Callable[[str], Any], text: str) -> str:
@@ -456,8 +456,8 @@ def _lower_token(token: bytes) -> bytes:
     return lower_token
 
 
-def _remember(cache: Dict[bytes, Any], key: bytes, value: Any) -> None:
-    """What comes from a server must not fill the memory."""
+def _remember(cache: Dict[Any, Any], key: Any, value: Any) -> None:
+    """What servers choose must not fill the memory."""
     if len(key) <= 128:
         if len(cache) >= 512:
             cache.clear()
@@ -1400,34 +1400,45 @@ def _poll_of(sock: socket.socket) -> Callable[[int], Any]:
     return poll.poll
 
 
-def _is_writable(sock: socket.socket) -> bool:
+def _is_connected(sock: socket.socket) -> Optional[bool]:
+    """Whether an attempt has succeeded; None if it goes on, but not within this machine."""
     if not hasattr(select, 'poll'):
-        return False  # Wait for it
+        return None
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
-    return bool(poll.poll(0))
+    events = poll.poll(0)
+    return events[0][1] == select.POLLOUT if events else None
+
+
+def _error_of(sock: socket.socket) -> int:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 class _Attempts:
     """Attempts to connect to the addresses of a host, which overlap, in this task (RFC 8305 5).
 
     The next one starts when one fails, or 250 ms after the last one. The first to connect wins.
-    Why others fail is written to `failures`, by address.
+    Why others fail is written to `failures`, by address. `makes_room` is to close something if no
+    descriptor is free, and return whether to try again.
     """
 
     __slots__ = (
-        '_error', '_event', '_failures', '_get_sock', '_loop', '_pending', '_port', '_untried',
-        '_winners')
+        '_deadline', '_error', '_failures', '_get_sock', '_is_decided', '_loop',
+        '_makes_room', '_pending', '_port', '_untried', '_waiter', '_winners')
 
     def __init__(
             self, loop: asyncio.AbstractEventLoop, get_sock: Callable[..., socket.socket],
-            addresses: Iterable[str], port: int, failures: Dict[str, str],
+            makes_room: Callable[[Optional[int]], bool], addresses: Iterable[str], port: int,
+            failures: Dict[str, str],
     ) -> None:
         self._loop = loop
         self._get_sock = get_sock
-        self._untried = collections.deque(addresses)
+        self._makes_room = makes_room
+        self._untried = list(addresses)
         self._port = port
-        self._event = asyncio.Event()
+        self._deadline = 0.0
+        self._is_decided = False
+        self._waiter: Optional[asyncio.Future[None]] = None  # Most need none
         self._pending: Dict[socket.socket, str] = {}
         self._winners: List[Tuple[socket.socket, str]] = []
         self._failures = failures
@@ -1438,15 +1449,14 @@ class _Attempts:
 
         Raises what the first attempt failed with, or asyncio.TimeoutError after `seconds`.
         """
-        deadline = self._loop.time() + seconds
         try:
             while not self._winners:
                 if self._untried:
-                    self._start(self._untried.popleft())
+                    self._start(self._untried.pop(0))
                 elif not self._pending:
                     raise self._error
                 if not self._winners:
-                    await self._decision(deadline)
+                    await self._decision(seconds)
             return self._winners.pop(0)
         except asyncio.TimeoutError:
             for address in self._pending.values():
@@ -1457,40 +1467,50 @@ class _Attempts:
             self._error = None  # Its traceback has this frame
             for sock in self._pending:
                 self._loop.remove_writer(sock.fileno())
-            for sock in (*self._pending, *dict(self._winners)):
+                sock.close()
+            for sock, _ in self._winners:
                 sock.close()
 
-    async def _decision(self, deadline: float) -> None:
+    async def _decision(self, seconds: float) -> None:
         """Wait until an attempt has ended, or for as long as the next one has to."""
-        next_at = self._loop.time() + _ATTEMPT_SECONDS if self._untried else deadline
-        timer = self._loop.call_at(min(next_at, deadline), self._event.set)
-        try:
-            await self._event.wait()
-        finally:
-            timer.cancel()
-        self._event.clear()
-        if not self._winners and self._loop.time() >= deadline:
+        now = self._loop.time()
+        self._deadline = self._deadline or now + seconds
+        next_at = now + _ATTEMPT_SECONDS if self._untried else self._deadline
+        if not self._is_decided:
+            self._waiter = self._loop.create_future()
+            timer = self._loop.call_at(min(next_at, self._deadline), self._wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+        self._is_decided = False
+        if not self._winners and self._loop.time() >= self._deadline:
             raise asyncio.TimeoutError
 
-    def _start(self, address: str) -> None:
+    def _start(self, address: str, is_last_try: bool = False) -> None:
         try:
-            peer = _socket_address(address, self._port)
+            peer = _zoned(address, self._port) if '%' in address else (address, self._port)
             sock = _new_sock(self._get_sock, address)
         except OSError as exception:
-            self._fail(address, exception)
+            if not is_last_try and self._makes_room(exception.errno):
+                self._start(address, True)
+            else:
+                self._fail(address, exception)
             return
         self._pending[sock] = address
         error = sock.connect_ex(peer)
         if error not in _IN_PROGRESS:
             self._decide(sock, error)
-        elif _is_writable(sock):  # As it is within this machine: no turn of the loop is needed
-            self._decide(sock, sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-        else:
+            return
+        is_connected = _is_connected(sock)
+        if is_connected is None:
             self._loop.add_writer(sock.fileno(), self._on_writable, sock)
+        else:
+            self._decide(sock, 0 if is_connected else _error_of(sock))
 
     def _on_writable(self, sock: socket.socket) -> None:
         self._loop.remove_writer(sock.fileno())
-        self._decide(sock, sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        self._decide(sock, _error_of(sock))
 
     def _decide(self, sock: socket.socket, error: int) -> None:
         address = self._pending.pop(sock)
@@ -1501,12 +1521,17 @@ class _Attempts:
             self._fail(address, OSError(error, os.strerror(error)))
             return
         self._winners.append((sock, address))
-        self._event.set()
+        self._wake()
 
     def _fail(self, address: str, error: OSError) -> None:
         self._error = self._error or error
         self._failures[address] = error.strerror or str(error)
-        self._event.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        self._is_decided = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 def _is_own_peer(sock: socket.socket, port: int) -> bool:
@@ -1518,10 +1543,7 @@ def _is_own_peer(sock: socket.socket, port: int) -> bool:
         return False  # Of a connection that is reset by now
 
 
-def _socket_address(address: str, port: int) -> Tuple[Any, ...]:
-    """With the zone of an IPv6 address, if it has one, as the system takes it."""
-    if '%' not in address:
-        return address, port
+def _zoned(address: str, port: int) -> Tuple[Any, ...]:
     address, _, zone = address.partition('%')
     return address, port, 0, int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
 
@@ -1569,9 +1591,10 @@ def _new_sock(get_sock: Callable[..., socket.socket], address: str) -> socket.so
 
 
 def _get_sock(family: int = socket.AF_INET) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    # Linux needs one system call less for a socket that doesn't block; others get there later
+    kind = socket.SOCK_STREAM | getattr(socket, 'SOCK_NONBLOCK', 0)
+    sock = socket.socket(family, kind, socket.IPPROTO_TCP)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setblocking(False)
     return sock
 
 
@@ -2055,7 +2078,7 @@ _OP_IGNORE_UNEXPECTED_EOF = getattr(ssl, 'OP_IGNORE_UNEXPECTED_EOF', 0)
 
 _Answer = Tuple[float, Sequence[str]]  # Of name resolution: when addresses expire, and they
 _NO_ANSWER: _Answer = (0.0, ())
-_MAX_ANSWERS = 1024
+_NEVER = float('inf')
 
 
 def Pool(  # noqa: C901, PLR0913, PLR0915
@@ -2113,7 +2136,8 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
                                   'Windows, asyncio.SelectorEventLoop is' % type(loop).__name__)
 
     pool: Dict[_Key, Dict[_Connection, None]] = {}  # The most recently used of a key is last
-    answers: Dict[Tuple[Any, ...], _Answer] = {}  # By host and port
+    answers: Dict[str, _Answer] = {}  # By the key of an origin
+    lasting_answers: Dict[str, Sequence[str]] = {}  # Of /etc/hosts, to be had without a call
     ssl_context: Optional[ssl.SSLContext] = None
     closed = False
     resolve, clear_cache = get_dns_resolver(get_logger_adapter=get_resolver_logger_adapter({}))
@@ -2155,8 +2179,9 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         log = _debug(get_logger_adapter, method, url)
         try:
             while True:
-                connection = reused(origin, origin.addresses or known_addresses(origin)) or \
-                    await connected(
+                connection = reused(
+                    origin, origin.addresses or lasting_answers.get(origin.key) or
+                    known_addresses(origin)) or await connected(
                         origin, log, get_resolver_logger_adapter(_extra(method, url)))
                 if log:
                     log('Using connection: %s', connection.key)
@@ -2270,7 +2295,8 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         kind: Type[HttpConnectionError] = HttpConnectionError
         owner: Any = None
         try:
-            attempts = _Attempts(loop, new_sock, addresses, origin.port, failures)
+            attempts = _Attempts(
+                loop, get_sock, makes_room, addresses, origin.port, failures)
             owner, address = await attempts.winner(socket_timeout)
             if origin.tls:
                 kind = HttpTlsError
@@ -2293,14 +2319,6 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
                 'no TLS with' if kind is HttpTlsError else 'no connection to',
                 origin.host, origin.port, reason)) from exception
 
-    def new_sock(*family: int) -> socket.socket:
-        try:
-            return get_sock(*family)
-        except OSError as exception:
-            if not makes_room(exception.errno):
-                raise
-        return get_sock(*family)
-
     def makes_room(error: Optional[int] = errno.EMFILE) -> bool:
         """Close what has been idle longest if no descriptor is free; False if that is no cure."""
         if error not in (errno.EMFILE, errno.ENFILE):  # Of the process, of the system
@@ -2318,14 +2336,16 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         return True
 
     def known_addresses(origin: _Origin) -> Sequence[str]:
-        expires_at, addresses = answers.get(origin[1:3], _NO_ANSWER)
+        expires_at, addresses = answers.get(origin.key, _NO_ANSWER)
         return addresses if loop.time() < expires_at else ()
 
     async def current_answer(origin: _Origin, get_logger_adapter: _GetLoggerAdapter) -> _Answer:
         """Return A records, or AAAA records where there is none; kept for as long as they live."""
-        addresses = origin.addresses or known_addresses(origin)
+        addresses = origin.addresses or lasting_answers.get(origin.key)
         if addresses:
-            return answers.get(origin[1:3], (0.0, addresses))
+            return _NEVER, addresses
+        if known_addresses(origin):
+            return answers[origin.key]
 
         try:
             answer = await resolved(origin.host, TYPES.A, get_logger_adapter)
@@ -2350,10 +2370,10 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         return _NO_ANSWER
 
     def remember(origin: _Origin, expires_at: float, addresses: Sequence[str]) -> None:
-        answers.pop(origin[1:3], None)
-        if len(answers) >= _MAX_ANSWERS:
-            del answers[next(iter(answers))]
-        answers[origin[1:3]] = expires_at, addresses
+        if expires_at == _NEVER:
+            _remember(lasting_answers, origin.key, addresses)
+        else:
+            _remember(answers, origin.key, (expires_at, addresses))
 
     async def resolved(
             host: str, record_type: int, get_logger_adapter: _GetLoggerAdapter,
@@ -2403,6 +2423,7 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             for connection in list(connections):
                 drop(connection)
         answers.clear()
+        lasting_answers.clear()
         await clear_cache(get_logger_adapter=get_resolver_logger_adapter({}))
 
     return request, close

@@ -668,7 +668,7 @@ class Names:
 
 @contextlib.contextmanager
 def etc(**files):
-    """Have /etc/hosts and /etc/resolv.conf be what is given: bytes, or what to open them raises."""
+    """Have these files be what is given: bytes, or what opening them raises."""
     contents = {'/etc/' + name.replace('resolv_conf', 'resolv.conf'): content
                 for name, content in files.items()}
     real_open = open
