@@ -108,8 +108,10 @@ class HttpLoggerAdapter(logging.LoggerAdapter):  # type: ignore[type-arg]
     def process(
             self, msg: Any, kwargs: MutableMapping[str, Any],
     ) -> Tuple[Any, MutableMapping[str, Any]]:
-        # The prefix becomes part of the format, where a % of the URL would be a conversion
-        extra = ','.join(str(value) for value in (self.extra or {}).values()).replace('%', '%%')
+        extra = ','.join(str(value) for value in (self.extra or {}).values())
+        # The prefix becomes part of the format, if it is one, where a % of the URL would be a
+        # conversion
+        extra = extra.replace('%', '%%') if '%' in str(msg) else extra
         return '[http%s] %s' % (':' + extra if extra else '', msg), kwargs
 
 
@@ -283,8 +285,8 @@ def _url_parts(url: str) -> Tuple[_Origin, bytes]:
     if not isinstance(url, str):
         raise TypeError("the URL must be a str, such as 'https://example.com/', not %s"
                         % type(url).__name__)
-    # Long ones would fill the memory
-    return _split_url(url) if len(url) <= 2048 else _split_url.__wrapped__(url)
+    # Long ones would fill the memory, as a server can redirect to them
+    return _split_url(url) if len(url) <= 512 else _split_url.__wrapped__(url)
 
 
 @functools.lru_cache(maxsize=1024)  # 7 us without
@@ -375,10 +377,15 @@ def _encoded_name(host: str) -> str:
 
 def _with_params(target: bytes, params: Iterable[Any]) -> bytes:
     """Append parameters to a target, with all but RFC 3986's unreserved characters encoded."""
-    pairs = _pairs(params.items() if isinstance(params, dict) else params,
-                   "params must be a dict, or pairs such as (('name', 'value'),)")
+    if isinstance(params, (list, tuple)) and not {str, bytes}.isdisjoint(map(type, params)):
+        raise TypeError(_PARAMS_MESSAGE + _COMMA)  # Two letters would do for a pair
+    params = list(params.items()) if isinstance(params, dict) else _pairs(params, _PARAMS_MESSAGE)
+    for name, value in params:
+        values = value if hasattr(value, '__len__') and not isinstance(value, str) else (value,)
+        if any(part is None for part in (name, *values)):
+            raise TypeError('params have None at %s: leave out what has no value' % _shown(name))
     try:
-        query = urllib.parse.urlencode(pairs, doseq=True, quote_via=urllib.parse.quote)
+        query = urllib.parse.urlencode(params, doseq=True, quote_via=urllib.parse.quote)
     except UnicodeError as exception:
         raise UnicodeError('params have what UTF-8 has not: %s' % exception) from None
     separator = '?' if b'?' not in target else '' if target.endswith((b'?', b'&')) else '&'
@@ -404,6 +411,7 @@ def _request_head(
         # The value may be a secret: no message has it
         if not isinstance(name, bytes) or not isinstance(value, bytes):
             raise TypeError(
+                _HEADERS_MESSAGE + _COMMA if isinstance(name, int) else
                 "the header %s must be a pair of bytes, such as (b'name', b'value'), not of %s "
                 "and %s: text.encode() or b'%%d' %% number makes bytes"
                 % (_shown(name), type(name).__name__, type(value).__name__))
@@ -425,16 +433,17 @@ def _request_head(
 
 
 def _pairs(pairs: Any, message: str) -> List[Tuple[Any, Any]]:
+    if isinstance(pairs, dict):
+        raise TypeError(message + ', and not a dict: give its items()')
     try:
-        if not isinstance(pairs, dict):
-            return [(name, value) for name, value in pairs]
+        return [(name, value) for name, value in pairs]
     except (TypeError, ValueError):
-        pass
-    raise TypeError(message)
+        raise TypeError(message + _COMMA) from None
 
 
-_HEADERS_MESSAGE = ("headers must be pairs of bytes, such as ((b'name', b'value'),), and not a "
-                    'dict: give its items()')
+_HEADERS_MESSAGE = "headers must be pairs of bytes, such as ((b'name', b'value'),)"
+_PARAMS_MESSAGE = "params must be a dict, or pairs such as (('name', 'value'),)"
+_COMMA = ', with a comma after a single one'
 _REQUEST_FRAMING = frozenset(
     (b'host', b'content-length', b'transfer-encoding', b'connection', b'expect'))
 
@@ -456,9 +465,11 @@ def _lower_token(token: bytes) -> bytes:
     return lower_token
 
 
+_MAX_REMEMBERED = 128  # Bytes: what servers choose must not fill the memory
+
+
 def _remember(cache: Dict[Any, Any], key: Any, value: Any) -> None:
-    """What servers choose must not fill the memory."""
-    if len(key) <= 128:
+    if len(key) <= _MAX_REMEMBERED:
         if len(cache) >= 512:
             cache.clear()
         cache[key] = value
@@ -540,17 +551,21 @@ def _end_of_head(received: bytes, searched: int, limit: int) -> int:
 def _response_head(head: bytes) -> _Head:
     """Return the code of a response, whether it is of HTTP/1.1 or newer, and its headers."""
     status_line, _, field_lines = head.partition(b'\r\n')
-    code, since_1_1 = _status(status_line)
+    code, since_1_1 = _known_statuses.get(status_line) or _status(status_line)
     return code, since_1_1, _fields(field_lines) if field_lines else ()
 
 
-@functools.lru_cache(maxsize=64)  # Most are the same few
+_known_statuses: Dict[bytes, Tuple[bytes, bool]] = {}  # Most are the same few
+
+
 def _status(line: bytes) -> Tuple[bytes, bool]:
     status = _STATUS_LINE.fullmatch(line)
     if not status:
         raise _line_error(1, 'HTTP/1.x, a code of three digits and a reason', line,
                           _START_OF_STATUS_LINE)
-    return status[2], status[1] != b'0'
+    code = status[2], status[1] != b'0'
+    _remember(_known_statuses, line, code)
+    return code
 
 
 # Field lines that servers send again and again, half of a head or more, and that tell nothing of a
@@ -804,6 +819,9 @@ class _Chunked:
 _KEEP_ALIVE_TIMEOUT = re.compile(rb'(?:^|[,; \t])timeout=([0-9]{1,9})', re.IGNORECASE)
 
 
+_CHUNKS_ADVICE = '; lowhaio sends chunks as they are given, and lowhaio_chunked encodes them'
+
+
 def _request_decoder(framing: Dict[bytes, bytes]) -> Optional[_Decoder]:
     """What holds the body of a request to its framing, as its server would; None for no body."""
     length = int(framing.get(b'content-length', 0))
@@ -842,8 +860,11 @@ def _response_framing(
     coding, length = fields.get(b'transfer-encoding'), fields.get(b'content-length')
     # RFC 9112 6.1: with both, or in HTTP/1.0, an intermediary may have seen another end
     is_ambiguous = coding is not None and (length is not None or not since_1_1)
-    seconds = 0 if is_ambiguous or code == b'101' else _stated_persistence(
-        since_1_1, fields.get(b'connection', b''), fields.get(b'keep-alive', b''))
+    connection, keep_alive = fields.get(b'connection', b''), fields.get(b'keep-alive', b'')
+    stated_persistence = _stated_persistence.__wrapped__ \
+        if len(connection) + len(keep_alive) > _MAX_REMEMBERED else _stated_persistence
+    seconds = 0 if is_ambiguous or code == b'101' else \
+        stated_persistence(since_1_1, connection, keep_alive)
 
     if method == b'HEAD' or code in (b'101', b'204', b'304'):
         return _known_length(0, received), seconds
@@ -996,6 +1017,7 @@ def _parsed(data: bytes) -> Any:
 def _get_dns_resolver(get_logger_adapter: _GetLoggerAdapter) -> Tuple[_Resolve, _ClearCache]:
     """aiodnsresolver's, but without a task, a cancellation that stays, or an outdated answer."""
     made: Any = None
+    answers = 0
 
     def name_servers_and_resolver() -> Any:
         nonlocal made
@@ -1014,7 +1036,11 @@ def _get_dns_resolver(get_logger_adapter: _GetLoggerAdapter) -> Tuple[_Resolve, 
         return made
 
     async def resolve(host: str, record_type: int, **kwargs: Any) -> Any:
-        name_servers, resolve, _ = name_servers_and_resolver()
+        nonlocal answers
+        name_servers, resolve, clear_cache = name_servers_and_resolver()
+        answers += 1
+        if answers % 1024 == 0:
+            await clear_cache(**kwargs)  # It has no bound but their time to live
         try:
             answer = await resolve(host, record_type, **kwargs)
         except BaseException as exception:
@@ -1426,7 +1452,7 @@ class _Attempts:
         '_deadline', '_error', '_failures', '_get_sock', '_is_decided', '_loop',
         '_makes_room', '_pending', '_port', '_untried', '_waiter', '_winners')
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
             self, loop: asyncio.AbstractEventLoop, get_sock: Callable[..., socket.socket],
             makes_room: Callable[[Optional[int]], bool], addresses: Iterable[str], port: int,
             failures: Dict[str, str],
@@ -1860,7 +1886,9 @@ class _Exchange:
             try:
                 _, unused = self._decoder.send(chunk)
             except HttpDataError as exception:
-                raise ValueError(str(exception)) from None
+                raise ValueError(
+                    '%s%s' % (exception, _CHUNKS_ADVICE if self._framing.get(b'transfer-encoding')
+                              else '')) from None
             if unused is None:
                 return True
             if unused is not False:

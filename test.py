@@ -1792,12 +1792,28 @@ BAD_TYPES = (
     bad_type('headers of a dict', headers={b'a': SECRET},
              words=(HEADERS, 'not a dict: give its items()')),
     bad_type('headers of bytes', headers=SECRET, words=(HEADERS,)),
-    bad_type('headers of pairs that are bytes', headers=(b'ab',), words=('pair of bytes',)),
     *(bad_type('headers of %s' % name, headers=headers) for name, headers in (
         ('None', None), ('a number', 1), ('numbers', (1,)))),
     *(bad_type('headers of %s' % name, headers=headers, words=(HEADERS,)) for name, headers in (
         ('one', ((b'a',),)), ('three', ((b'a', b'b', SECRET),)), ('none', ((),)),
         ('str', ('a: sesame',)), ('long bytes', (b'a: ' + SECRET,)))),
+    *(bad_type('headers without a comma: %s' % name, headers=headers,
+               words=(HEADERS, 'with a comma after a single one')) for name, headers in (
+        ('a pair', (b'a', SECRET)), ('a list', [b'content-length', SECRET]),
+        ('two bytes each', (b'te', b'no')), ('two bytes and more', (b'te', SECRET)),
+        ('an iterator', iter((b'te', SECRET))), ('one string of two', (b'te',)),
+        ('str', ('te', 'sesame')))),
+    *(bad_type('params without a comma: %s' % name, params=params,
+               words=(PARAMS_WORDS, 'with a comma after a single one')) for name, params in (
+        ('a pair', ('a', 'b')), ('two letters each', ('ab', 'cd')), ('a list', ['ab', 'cd']),
+        ('bytes', (b'ab', b'cd')), ('one string of two', ('ab',)),
+        ('a pair and letters', (('a', 'b'), 'cd')))),
+    *(bad_type('params with None: %r' % (params,), params=params,
+               words=('params have None at', name, 'leave out'))
+      for name, params in (
+          ("'a'", {'a': None}), ("'a'", (('a', None),)), ("'a'", {'a': [1, None]}),
+          ("'b'", {'a': 1, 'b': (None,)}), ("'a'", {'a': {None}}), ('NoneType', {None: 'a'}),
+          ("b'a'", {b'a': None}))),
     *(bad_type('params of %s' % name, params=params, words=(PARAMS_WORDS,))
       for name, params in (('a number', 1), ('numbers', (1,)), ('str', 'abc'),
                            ('one', (('a',),)), ('three', (('a', 'b', 'c'),)))),
@@ -2007,7 +2023,8 @@ def bad_length_body(name, length, chunks, *words):
 def bad_chunks_body(name, good, *bad):
     """Chunks whose bytes are well-formed up to those that are bad."""
     first, *others = bad
-    return BodyRow(name, IN_CHUNKS, [good + first, *others], len(good), ('chunked body',))
+    return BodyRow(name, IN_CHUNKS, [good + first, *others], len(good),
+                   ('chunked body', 'lowhaio_chunked encodes them'))
 
 
 def after_last_chunk(name, good, *bad):
@@ -2015,7 +2032,8 @@ def after_last_chunk(name, good, *bad):
 
 
 def no_last_chunk(name, *chunks):
-    return BodyRow(name, IN_CHUNKS, chunks, len(b''.join(chunks)), ('last chunk',))
+    return BodyRow(name, IN_CHUNKS, chunks, len(b''.join(chunks)),
+                   ('last chunk', 'lowhaio_chunked encodes them'))
 
 
 UNFRAMED = ('neither content-length nor transfer-encoding',)
@@ -2045,6 +2063,10 @@ BAD_BODIES = (
     bad_length_body('fewer bytes than a large content-length', 10 ** 19 - 1, [SECRET],
                     '6 of its 9999999999999999999 bytes'),
     bad_chunks_body('no chunks', b'', b'sesame'),
+    bad_chunks_body('JSON in place of chunks', b'', b'{"sesame": 1}'),
+    bad_chunks_body('line in place of chunks', b'', b'sesame\r\n'),
+    bad_chunks_body('digits in place of chunks', b'12', b'.5'),
+    bad_chunks_body('NULs in place of chunks', b'', bytes(9)),
     bad_chunks_body('request in place of chunks', b'', GET),
     bad_chunks_body('hex digits of a body that is no chunks', b'feed ', b'sesame'),
     bad_chunks_body('size of no digits', b'', b'\r\nsesame'),
