@@ -44,8 +44,8 @@ from typing import (
 
 import aiodnsresolver
 from aiodnsresolver import (
-    TYPES, DnsError, DnsRecordDoesNotExist, DnsResponseCode, DnsSocketError, DnsTimeout,
-    IPv4AddressExpiresAt, IPv6AddressExpiresAt, Resolver, ResolverLoggerAdapter,
+    TYPES, DnsCnameChainTooLong, DnsError, DnsRecordDoesNotExist, DnsResponseCode, DnsSocketError,
+    DnsTimeout, IPv4AddressExpiresAt, IPv6AddressExpiresAt, Resolver, ResolverLoggerAdapter,
 )
 
 __all__ = (
@@ -903,6 +903,8 @@ _DNS_ROUNDS = (0.5, 1, 2, 3, 3)
 _TRUNCATED = -1
 _DNS_CODES = {2: 'SERVFAIL', 5: 'REFUSED', _TRUNCATED: 'cut (TC) without an address, and TCP is '
               'not used'}
+_DNS_FAILURES = {
+    DnsTimeout: 'no valid answer', DnsCnameChainTooLong: 'a chain of more than 20 CNAME records'}
 
 _Hosts = Dict[bytes, Dict[int, List[bytes]]]  # By name in lower case and type of record: addresses
 
@@ -1063,16 +1065,15 @@ def _get_dns_resolver(get_logger_adapter: _GetLoggerAdapter) -> Tuple[_Resolve, 
 def _dns_failure(exception: DnsError, host: str, name_servers: Sequence[str], remark: str) -> str:
     if not name_servers:
         return remark
-    asked = 'name servers (%s%s)' % (', '.join(name_servers), remark)
+    asked = 'the name servers (%s%s)' % (', '.join(name_servers), remark)
     if isinstance(exception, DnsRecordDoesNotExist):
-        failure = 'the %s know no A or AAAA record of it' % asked
+        failure = asked + ' know no A or AAAA record of it'
     else:
         code = exception.args[0] if isinstance(exception, DnsResponseCode) else 0
-        failure = 'the %s were asked %d times, for up to %s seconds each, the last one: %s' % (
+        failure = '%s were asked %d times each, for up to %s seconds; in the end: %s' % (
             asked, len(_DNS_ROUNDS), sum(_DNS_ROUNDS),
             'error code %d (%s)' % (code, _DNS_CODES.get(code, 'RFC 1035 4.1.1')) if code else
-            'no valid answer' if isinstance(exception, DnsTimeout) else
-            exception.__cause__ or type(exception).__name__)
+            _DNS_FAILURES.get(type(exception)) or exception.__cause__ or repr(exception))
     return failure if '.' in host else \
         failure + '; a single label needs a search domain, which is not added'
 

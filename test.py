@@ -9,10 +9,12 @@ import asyncio
 import base64
 import collections
 import contextlib
+import ctypes
 import datetime
 import email
 import errno
 import faulthandler
+import fcntl
 import functools
 import gc
 import gzip
@@ -27,6 +29,7 @@ import logging
 import os
 import random
 import re
+import resource
 import runpy
 import select
 import shutil
@@ -697,16 +700,28 @@ class RedirectedSocket(socket.socket):
 
 
 class NameServer:
-    """A name server on UDP. Answers are by name and type; None drops the packet."""
+    """A name server on UDP. Answers are by name and type.
 
-    def __init__(self, case, address='127.0.0.1'):
+    Without a port the resolver is led to it, in this process.
+    """
+
+    def __init__(self, case, address='127.0.0.1', port=0):
         self.answers = {}
         self.queries = []
+        self.times = []
         self.drops = 0  # So many packets first
+        self.delay = 0
+        self.flags = {}  # Of answers, beside those that they have
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.sock.bind((address, 0))
+        self.sock.bind((address, port))
         self.sock.setblocking(False)
         self.loop = case.loop
+        self.loop.add_reader(self.sock.fileno(), self._on_query)
+        case._servers.append(self)
+        if not port:
+            self._lead(case, address)
+
+    def _lead(self, case, address):
         NAME_SERVER_PORTS[address] = self.sock.getsockname()[1]
         patches = contextlib.ExitStack()
         patches.enter_context(mock.patch.object(
@@ -715,8 +730,6 @@ class NameServer:
             b'nameserver %b\n' % address.encode() for address in NAME_SERVER_PORTS)))
         patches.callback(NAME_SERVER_PORTS.clear)
         case.addCleanup(patches.close)
-        self.loop.add_reader(self.sock.fileno(), self._on_query)
-        case._servers.append(self)
 
     def add(self, name, kind, *records, ttl=60, rcode=0):
         """Records are texts; a CNAME is (kind, text)."""
@@ -728,13 +741,22 @@ class NameServer:
         query = aiodnsresolver.parse(data)
         name, kind = query.qd[0].name.lower(), TYPES(query.qd[0].qtype).name
         self.queries.append((name.decode(), kind))
+        self.times.append(self.loop.time())
         if self.drops:
             self.drops -= 1
             return
         records, ttl, rcode = self.answers.get((name, kind), ((), 0, 3))
-        self.sock.sendto(aiodnsresolver.pack(query._replace(
-            qr=1, ra=1, rcode=rcode,
-            an=tuple(self._record(query.qd[0], record, ttl) for record in records))), address)
+        answer = aiodnsresolver.pack(query._replace(
+            qr=1, ra=1, rcode=rcode, **self.flags,
+            an=tuple(self._record(query.qd[0], record, ttl) for record in records)))
+        if self.delay:
+            self.loop.call_later(self.delay, self._send, answer, address)
+        else:
+            self._send(answer, address)
+
+    def _send(self, answer, address):
+        if self.sock.fileno() != -1:
+            self.sock.sendto(answer, address)
 
     @staticmethod
     def _record(question, record, ttl):
@@ -3520,10 +3542,23 @@ class NameResolutionTest(TestCase):
         names = NameServer(self).add('a.test', 'A', '127.0.0.1')
         names.drops = 100
         start = time.monotonic()
-        await self.fails(HttpDnsError, self.resolving_pool()(b'GET', 'http://a.test/'), 'a.test',
-                         aiodnsresolver.DnsTimeout)
+        await self.fails(
+            HttpDnsError, self.resolving_pool()(b'GET', 'http://a.test/'),
+            'a.test could not be resolved: the name servers (127.0.0.1) were asked 5 times each, '
+            'for up to 9.5 seconds; in the end: no valid answer', aiodnsresolver.DnsTimeout)
         self.assertEqual(names.queries, [('a.test', 'A')] * 5)
         self.assertTrue(9.4 < time.monotonic() - start < 11)
+        self.assertEqual([round(later - earlier, 1) for earlier, later in zip(
+            names.times, names.times[1:])], [0.5, 1, 2, 3])
+
+    async def test_name_server_that_takes_longer_than_half_a_second_is_waited_for(self):
+        for delay, number in ((0.6, 2), (1.2, 3)):
+            with self.subTest(delay):
+                names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+                names.delay = delay
+                url = self.serve(OK, host='a.test').url
+                self.assertEqual((await fetch(self.resolving_pool(), b'GET', url))[2], b'ok')
+                self.assertEqual(len(names.queries), number)
 
     async def test_name_that_has_neither_record_is_a_dns_error(self):
         names = NameServer(self).add('a.test', 'A').add('a.test', 'AAAA')
@@ -3634,12 +3669,276 @@ class NameResolutionTest(TestCase):
         await fetch(self.pool(get_dns_resolver=names), b'GET', url)
         self.assertEqual(names.queries, [])
 
+    async def test_what_name_servers_say_is_not_remembered_without_bound(self):
+        names = NameServer(self)
+        resolve, clear_cache = DEFAULT_RESOLVER(
+            get_logger_adapter=lambda extra: logging.getLogger('aiodnsresolver'))
+        for number in range(1100):
+            names.answers = {(b'%d.test' % number, 'A'): (['127.0.0.1'], 86400, 0)}
+            await resolve('%d.test' % number, TYPES.A)
+        self.assertLess(len(self.loop.active_timers()), 1024)
+        await clear_cache()
+
     async def test_aaaa_is_tried_where_no_a_address_accepts(self):
         names = Names().add('a.test', 'A', '127.0.0.1').add('a.test', 'AAAA', '::1')
         server = self.serve(OK, host='a.test', address='::1')
         request = self.pool(get_dns_resolver=names)
         self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
         self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
+
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def called(function, *arguments):
+    if getattr(LIBC, function)(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, '%s: %s' % (function, os.strerror(number)))
+
+
+def leave_the_machine():
+    """Give this thread an empty /etc, and addresses and ports of its own: those of loopback."""
+    called('unshare', 0x40020000)  # CLONE_NEWNET | CLONE_NEWNS
+    called('mount', b'none', b'/', None, 0x44000, None)  # MS_REC | MS_PRIVATE
+    called('mount', b'none', b'/etc', b'tmpfs', 0, None)
+    with socket.socket() as sock, socket.socket(socket.AF_INET6) as sock6:
+        flags = struct.pack('16sh22x', b'lo', 0x41)  # IFF_UP | IFF_RUNNING
+        fcntl.ioctl(sock, 0x8914, flags)  # SIOCSIFFLAGS
+        address = socket.inet_pton(socket.AF_INET6, 'fe80::1') + struct.pack('Ii', 64, 1)
+        fcntl.ioctl(sock6, 0x8916, address)  # SIOCSIFADDR
+    write_etc(hosts=b'127.0.0.1 localhost', resolv_conf=b'')
+
+
+def write_etc(**files):
+    for name, content in files.items():
+        Path('/etc', name.replace('resolv_conf', 'resolv.conf')).write_bytes(content)
+
+
+class OwnMachineTest(TestCase):
+    """Each test has a machine of its own, but for processes: mounts, interfaces and ports."""
+
+    def _run(self, test):
+        ended = []
+
+        def run():
+            try:
+                leave_the_machine()
+            except OSError as exception:
+                print('\n%s is NOT TESTED, as root alone can do: %s' % (self.id(), exception),
+                      file=sys.stderr)
+                return unittest.SkipTest('%s: run as root' % exception)
+            try:
+                super(OwnMachineTest, self)._run(test)
+            except BaseException as exception:
+                return exception
+            return None
+        thread = threading.Thread(target=lambda: ended.append(run()))
+        thread.start()
+        thread.join()
+        if ended[0] is not None:
+            raise ended[0]
+
+
+SKIPPED_LINES = (
+    b'localhost x', b'127.000.000.001 x', b'127.1 x', b'10.0.0.0/8 x', b'127.0.0.1:8080 x',
+    b'[::1] x', b'fe80::1%lo x', b'\xef\xbb\xbf127.0.0.1 x', b'\xff\xfe x', b'\xe9', b'x',
+    b'127.0.0.1',
+    b'0x7f.0.0.1 x', b'017700000001 x', b'2130706433 x', b'127.0.0.256 x', b'127.0.0.1.1 x',
+    b'::1::2 x', b'::1%1 x', b'::g x', b'1:2:3:4:5:6:7:8:9 x', b'127.0.0.1\xa0x', b'127.0.0.1,x',
+    b'127.0.0.1\0 x', b'"127.0.0.1" x', b'-127.0.0.1 x', b'\xd9\xa1.1.1.1 x', b'#127.0.0.1 x',
+    b' # 127.0.0.1 x', b'127.0.0.1 # x', b'127.0.0.1#x', b'\xe9 # x', b'; 127.0.0.1 x', b'\0', b'',
+    b' \t\r', b'x' * 100000)
+
+
+class NameFilesTest(OwnMachineTest):
+    """/etc/hosts and /etc/resolv.conf as they are, read as libc reads them."""
+
+    PORT = 8080
+
+    def new_pool(self, **kwargs):
+        return self.pool(get_dns_resolver=DEFAULT_RESOLVER, **kwargs)
+
+    async def code(self, host, request=None):
+        return (await fetch(request or self.new_pool(), b'GET',
+                            'http://%s:%d/' % (host, self.PORT)))[0]
+
+    async def test_line_of_hosts_that_makes_no_sense_is_skipped(self):
+        self.serve(OK, port=self.PORT)
+        for line in SKIPPED_LINES:
+            for end in (b'\n', b'\r\n'):
+                with self.subTest(line=line[:30], end=end):
+                    write_etc(hosts=b'127.0.0.1 a.test' + end + line + end + b'127.0.0.1 b.test')
+                    for host in ('a.test', 'b.test'):
+                        self.assertEqual(await self.code(host), b'200')
+                    await self.fails(HttpDnsError, self.code('x'), 'x could not be resolved')
+
+    async def test_line_of_hosts_is_read_as_libc_reads_it(self):
+        self.serve(OK, port=self.PORT)
+        for line in (
+                b'127.0.0.1 x', b'127.0.0.1\tx', b' \t127.0.0.1  x ', b'127.0.0.1 a x',
+                b'127.0.0.1 X', b'127.0.0.1 x a', b'127.0.0.1 x#a', b'127.0.0.1 x # caf\xe9',
+                b'127.0.0.1 caf\xe9 x', b'127.0.0.1 x\r',
+                b'127.0.0.1\x0bx', b'127.0.0.1\x0cx', b'127.0.0.1 \xff\xfe x', b'127.0.0.1 y\rx',
+                b'127.0.0.1 x x', b'127.0.0.1 a\n127.0.0.1 x', b'\n\n127.0.0.1 x\n\n'):
+            with self.subTest(line):
+                write_etc(hosts=line)
+                self.assertEqual(await self.code('x'), b'200')
+
+    async def test_all_addresses_of_a_name_in_hosts_are_tried(self):
+        self.serve(OK, port=self.PORT, address='127.0.0.3')
+        write_etc(hosts=b'127.0.0.1 x\n127.0.0.2 y x\n127.0.0.1 x\n127.0.0.3 x\n::1 x\n')
+        self.assertEqual(await self.code('x'), b'200')
+
+    async def test_name_in_hosts_has_no_addresses_elsewhere(self):
+        names = NameServer(self, '127.0.0.1', 53).add('x', 'AAAA', '::1').add(
+            'y', 'A', '127.0.0.1')
+        self.serve(OK, port=self.PORT, address='::1')
+        write_etc(hosts=b'127.0.0.1 x\n::1 y\n')
+        await self.fails(HttpConnectionError, self.code('x'), 'Connection refused')
+        self.assertEqual(await self.code('y'), b'200')
+        self.assertEqual(names.queries, [])
+
+    async def test_name_in_hosts_is_looked_up_once(self):
+        self.serve(OK, port=self.PORT)
+        request = self.new_pool()
+        with LogRecords('aiodnsresolver') as log:
+            await self.code('localhost', request)
+            number = len(log.records)
+            await self.code('localhost', request)
+            await self.code('localhost:%d/b?c#' % self.PORT, request)
+        self.assertEqual((len(log.records), number > 0), (number, True))
+
+    async def test_alias_of_a_name_in_hosts_lives_as_long_as_it_says(self):
+        names = NameServer(self, '127.0.0.1', 53).add('a.test', 'A', 'b.test', ttl=0)
+        self.serve(OK, port=self.PORT)
+        write_etc(hosts=b'127.0.0.1 b.test')
+        request = self.new_pool()
+        for number in (1, 2):
+            self.assertEqual(await self.code('a.test', request), b'200')
+            self.assertEqual(len(names.queries), number)
+            await asyncio.sleep(0.01)
+
+    async def test_line_of_resolv_conf_that_makes_no_sense_is_skipped(self):
+        NameServer(self, '127.53.0.1', 53).add('a.test', 'A', '127.0.0.1')
+        self.serve(OK, port=self.PORT)
+        for line in (
+                b'nameserver localhost', b'nameserver', b'nameserver 127.53.0.1:53',
+                b'nameserver 1.1.1.256', b'nameserver [::1]', b'nameserver fe80::1%lo',
+                b'nameserver ::1', b'nameserver ::g', b'nameserver 10.0.0.0/8', b'nameserver \xff',
+                b'\xef\xbb\xbfnameserver 127.0.0.9', b'# nameserver 127.0.0.9',
+                b';nameserver 127.0.0.9', b'nameserver #127.0.0.9', b'nameservers 127.0.0.9',
+                b'search caf\xe9', b'# \xe9', b'options ndots:5', b'\0', b''):
+            for end in (b'\n', b'\r\n'):
+                with self.subTest(line=line, end=end), \
+                        LogRecords('aiodnsresolver', logging.WARNING) as log:
+                    write_etc(resolv_conf=line + end + b'nameserver 127.53.0.1' + end)
+                    self.assertEqual(await self.code('a.test'), b'200')
+                    self.assertEqual(log.messages(), [])
+
+    async def test_line_of_resolv_conf_is_read_as_libc_reads_it(self):
+        NameServer(self, '127.0.0.1', 53).add('a.test', 'A', '127.0.0.1')
+        self.serve(OK, port=self.PORT)
+        for content in (
+                b'', b'#', b'nameserver localhost', b'nameserver 0.0.0.0', b'nameserver 127.1',
+                b'nameserver 0x7f.1', b'nameserver 127.000.000.001',
+                b'nameserver 127.0.0.1 # mine',
+                b'nameserver 127.0.0.1#mine', b'nameserver 127.0.0.1;mine',
+                b'nameserver\t127.0.0.1\t', b'domain test\nnameserver 127.0.0.1'):
+            with self.subTest(content):
+                write_etc(resolv_conf=content)
+                self.assertEqual(await self.code('a.test'), b'200')
+
+    async def test_three_name_servers_are_asked_as_by_libc(self):
+        third = NameServer(self, '127.0.0.3', 53).add('a.test', 'A', '127.0.0.1')
+        fourth = NameServer(self, '127.0.0.4', 53).add('a.test', 'A', '127.0.0.1')
+        self.serve(OK, port=self.PORT)
+        write_etc(resolv_conf=b'nameserver ::1\n' + b''.join(
+            b'nameserver 127.0.0.%d\n' % number for number in (1, 2, 3, 4)))
+        self.assertEqual(await self.code('a.test'), b'200')
+        third.add('a.test', 'A', rcode=2)
+        await self.fails(HttpDnsError, self.code('a.test'), '(127.0.0.1, 127.0.0.2, 127.0.0.3)')
+        self.assertEqual((len(third.queries), fourth.queries), (6, []))
+
+    async def test_files_that_can_not_be_read_are_tried_again_at_the_next_name(self):
+        self.serve(OK, port=self.PORT)
+        NameServer(self, '127.0.0.1', 53).add('a.test', 'A', '127.0.0.1')
+        for name in ('hosts', 'resolv.conf'):
+            path = Path('/etc', name)
+            for make, unmake in (
+                    (lambda path: None, lambda path: None), (Path.mkdir, Path.rmdir),
+                    (lambda path: path.symlink_to('hosts.d/none'), Path.unlink),
+                    (lambda path: path.symlink_to(path), Path.unlink)):
+                with self.subTest(name, make=make):
+                    path.unlink()
+                    make(path)
+                    request = self.new_pool()
+                    await self.fails(HttpDnsError, self.code('a.test', request), str(path))
+                    await self.fails(HttpDnsError, self.code('a.test', request), str(path))
+                    self.assertEqual(await self.code('127.0.0.1', request), b'200')
+                    unmake(path)
+                    path.write_bytes(b'')
+                    self.assertEqual(await self.code('a.test', request), b'200')
+
+    async def test_pool_that_is_made_without_a_free_descriptor_resolves_later(self):
+        self.serve(OK, port=self.PORT)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + 10, limits[1]))
+        files = []
+        try:
+            with self.assertRaises(OSError):
+                while True:
+                    files.append(os.dup(0))
+            request = self.new_pool()
+            await self.fails(HttpDnsError, self.code('localhost', request), 'Too many open files')
+        finally:
+            for file in files:
+                os.close(file)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        self.assertEqual(await self.code('localhost', request), b'200')
+
+    async def test_failures_are_told_in_words(self):
+        names = NameServer(self, '127.53.0.1', 53).add('a.test', 'A', rcode=2).add(
+            'b.test', 'A', rcode=5).add('c.test', 'A', rcode=4).add('d.test', 'A', 'd.test')
+        unheard, unreachable = b'nameserver 127.0.0.9', b'nameserver 192.0.2.1'
+        mine, times = b'nameserver 127.53.0.1', 'were asked 5 times each, for up to 9.5 seconds'
+        for content, host, *words in (
+                (b'', 'a.test', '127.0.0.1, as /etc/resolv.conf has none', times,
+                 'Connection refused'),
+                (b'nameserver ::1\nnameserver fe80::1%lo', 'a.test',
+                 '/etc/resolv.conf has only name servers of IPv6'),
+                (unheard, 'a.test', '(127.0.0.9)', times, 'Connection refused'),
+                (unreachable, 'a.test', '(192.0.2.1)', times, 'Network is unreachable'),
+                (unheard + b'\n' + mine, 'a.test', '(127.0.0.9, 127.53.0.1)', times,
+                 'error code 2 (SERVFAIL)'),
+                (mine, 'b.test', '(127.53.0.1)', times, 'error code 5 (REFUSED)'),
+                (mine, 'c.test', '(127.53.0.1)', times, 'error code 4'),
+                (mine, 'd.test', 'CNAME'),
+                (mine, 'e.test', '(127.53.0.1)', 'no A or AAAA record'),
+                (mine, 'e', '(127.53.0.1)', 'no A or AAAA record',
+                 'a single label needs a search domain'),
+                (unheard, 'e', 'Connection refused', 'a single label needs a search domain')):
+            with self.subTest(content=content, host=host):
+                write_etc(resolv_conf=content)
+                exception = await self.fails(HttpDnsError, self.code(host))
+                for word in (host + ' could not be resolved: ', *words):
+                    self.assertIn(word, str(exception))
+                self.assertRegex(str(exception), r'\A[ -~]{10,300}\Z')
+        self.assertNotIn(('a.test', 'AAAA'), names.queries)
+
+    async def test_answer_that_was_cut_and_has_no_address_is_told(self):
+        names = NameServer(self, '127.0.0.1', 53)
+        names.flags = {'tc': 1}
+        self.serve(OK, port=self.PORT)
+        for records, words in (((), 'cut (TC)'), (('b.test',), 'cut (TC)'), (('127.0.0.1',), '')):
+            with self.subTest(records):
+                names.add('a.test', 'A', *records).add('b.test', 'A')
+                if words:
+                    await self.fails(HttpDnsError, self.code('a.test'), words)
+                else:
+                    self.assertEqual(await self.code('a.test'), b'200')
+        names.answers.clear()
+        await self.fails(HttpDnsError, self.code('a.test'), 'no A or AAAA record')
 
 
 # ---- Connection ----
