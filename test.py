@@ -866,6 +866,27 @@ class LoggingTest(TestCase):
             await fetch(self.pool(), b'GET', url)
         self.assertIn('[http:GET,%s] ' % url, log.messages()[0])
 
+    async def test_url_is_logged_as_it_is_with_arguments_and_without(self):
+        logger = logging.getLogger('lowhaio')
+        extra = {'lowhaio_method': 'GET', 'lowhaio_url': 'http://a.test/%20%s?%d%%'}
+        adapter = HttpLoggerAdapter(logger, extra)
+        nested = HttpLoggerAdapter(HttpLoggerAdapter(logger, {}), extra)
+        outer = logging.LoggerAdapter(adapter, {})
+        dns = aiodnsresolver.ResolverLoggerAdapter(adapter, {'host': 'a.test'})
+        prefix = '[http:GET,http://a.test/%20%s?%d%%]'
+        with LogRecords('lowhaio') as log:
+            for one in (adapter, nested, outer, dns):
+                one.debug('plain')
+                one.info('%s of %d', 'some', 3)
+                one.warning('%(a)s', {'a': 'some'})
+                one.error(ValueError('wrong'))
+                one.critical('100%%%s', '')
+        for before in (prefix, '[http] ' + prefix, prefix, prefix + ' [dns:a.test]'):
+            expected = [before + ' ' + text for text in (
+                'plain', 'some of 3', 'some', 'wrong', '100%')]
+            self.assertEqual(log.messages()[:5], expected)
+            del log.records[:5]
+
     async def test_header_values_and_bodies_are_never_logged(self):
         server = self.serve(response(b'sesame', b'x-b: sesame'), resetting(b'sesame'))
         request = self.pool(get_dns_resolver=DEFAULT_RESOLVER)
@@ -2943,6 +2964,39 @@ class ResponseTest(TestCase):
     async def test_framing_and_persistence(self):
         await self.each(FRAMING)
 
+    async def test_what_servers_choose_is_not_remembered_without_bound(self):
+        for name, status, field in (
+                ('keep-alive', b'', b'keep-alive: timeout=60, %07d'),
+                ('connection', b'', b'connection: keep-alive, %07d'),
+                ('reason', b'%07d', b''), ('server', b'', b'server: %07d'),
+                ('names', b'', b'x-%07d: a'), ('date', b'', b'date: %07d')):
+            with self.subTest(name):
+                answers = []
+                for number in range(300):
+                    lines = (status % number if status else b'OK',
+                             field % number if field else b'a: b')
+                    answers.append(b'HTTP/1.1 200 %b\r\ncontent-length: 0\r\n%b\r\n\r\n' % tuple(
+                        line.replace(b'%07d' % number, b'%07d' % number * 2000)
+                        for line in lines))
+                server = self.serve(*answers)
+                request = self.pool()
+                await fetch(request, b'GET', server.url)
+                gc.collect()
+                tracemalloc.start()
+                try:
+                    for _ in range(299):
+                        await fetch(request, b'GET', server.url)
+                    answers.clear()
+                    server.requests.clear()
+                    server.peers[0].requests.clear()
+                    gc.collect()
+                    kept = tracemalloc.take_snapshot().filter_traces(
+                        [tracemalloc.Filter(True, lowhaio.__file__)])
+                finally:
+                    tracemalloc.stop()
+                self.assertLess(sum(trace.size for trace in kept.traces), 300000)
+                self.assertEqual(server.counts(), [0])
+
     async def test_request_that_closes_is_not_pooled(self):
         for headers, reused in (
                 (((b'connection', b'close'),), False), (((b'Connection', b'a, Close'),), False),
@@ -3786,7 +3840,7 @@ class NameFilesTest(OwnMachineTest):
 
     async def test_all_addresses_of_a_name_in_hosts_are_tried(self):
         self.serve(OK, port=self.PORT, address='127.0.0.3')
-        write_etc(hosts=b'127.0.0.1 x\n127.0.0.2 y x\n127.0.0.1 x\n127.0.0.3 x\n::1 x\n')
+        write_etc(hosts=b'127.0.0.1 x\n127.0.0.3 y x\n127.0.0.1 x\n127.0.0.2 x\n::1 x\n')
         self.assertEqual(await self.code('x'), b'200')
 
     async def test_name_in_hosts_has_no_addresses_elsewhere(self):
@@ -3954,12 +4008,13 @@ def silent_address(address='127.0.0.1', port=0):
 @contextlib.contextmanager
 def full_listener(address='127.0.0.1', port=0):
     """One that takes no more connections until some are accepted."""
+    family = socket.AF_INET6 if ':' in address else socket.AF_INET
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
+        listener = stack.enter_context(socket.socket(family))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
         listener.listen(0)
-        socks = [stack.enter_context(socket.socket()) for _ in range(4)]
+        socks = [stack.enter_context(socket.socket(family)) for _ in range(4)]
         for sock in socks:
             sock.setblocking(False)
             sock.connect_ex(listener.getsockname())
@@ -4096,6 +4151,151 @@ class ConnectTest(TestCase):
         self.assertTrue(0.24 < second_at - at < 0.4 and 0.24 < third_at - second_at < 0.4)
         self.assertEqual([first.fileno(), second.fileno(), third.fileno()], [-1] * 3)
 
+    async def test_each_address_that_fails_is_named_once_with_its_reason(self):
+        refused, unreachable = 'Connection refused', 'Network is unreachable'
+        silent, untried = 'no answer for 0.2 seconds (socket_timeout)', 'not tried in that time'
+        many = ['127.0.1.%d' % number for number in range(1, 21)]
+        for a, aaaa, reasons in (
+                (('127.0.0.1',), (), '127.0.0.1: ' + refused),
+                (('127.0.0.1', '127.0.0.1'), (), '127.0.0.1: ' + refused),
+                (('127.0.0.1',), ('::1',), '127.0.0.1: %s; ::1: %s' % (refused, silent)),
+                ((self.SILENT,), ('::2',), '%s: %s; ::2: ' % (self.SILENT, silent)),
+                ((), ('::1',), '::1: ' + silent),
+                ((self.UNREACHABLE, '127.0.0.1'), (), '%s: %s; 127.0.0.1: %s' % (
+                    self.UNREACHABLE, unreachable, refused)),
+                ((self.SILENT, self.REFUSING), (), '%s: %s; %s: %s' % (
+                    self.SILENT, silent, self.REFUSING, untried)),
+                ((self.REFUSING, self.SILENT), ('::1',), '%s: %s; %s: %s; ::1: %s' % (
+                    self.REFUSING, refused, self.SILENT, silent, silent)),
+                (many, (), '; '.join('%s: %s' % (address, refused) for address in many[:6])
+                 + '; and 14 more')):
+            with self.subTest(a=a, aaaa=aaaa), silent_address(self.SILENT, free_port()) as port, \
+                    silent_address('::1', port):
+                names = Names().add('a.test', 'A', *a).add('a.test', 'AAAA', *aaaa)
+                exception = await self.fails(
+                    HttpConnectionError, self.pool(get_dns_resolver=names, socket_timeout=0.2)(
+                        b'GET', 'http://a.test:%d/' % port))
+                words = 'no connection to a.test, port %d: %s' % (port, reasons)
+                self.assertEqual(str(exception)[:len(words)], words)
+                self.assertLessEqual(len(str(exception)), max(len(words), 300))
+
+    async def test_literal_that_fails_is_named_once(self):
+        port = free_port()
+        for literal, host in (('127.0.0.1', '127.0.0.1'), ('[::1]', '::1'), ('[0::0001]', '::1')):
+            exception = await self.fails(
+                HttpConnectionError, self.pool()(b'GET', 'http://%s:%d/' % (literal, port)))
+            self.assertEqual(str(exception), 'no connection to %s, port %d: Connection refused'
+                             % (host, port))
+
+    async def test_failure_of_ipv4_is_told_where_ipv6_is_not_found(self):
+        names = Names().add('a.test', 'A', '127.0.0.1')
+        for answer in (aiodnsresolver.DnsTimeout(), aiodnsresolver.DnsRecordDoesNotExist(), ()):
+            names.records['a.test', 'AAAA'] = answer
+            await self.fails(
+                HttpConnectionError, self.pool(get_dns_resolver=names)(
+                    b'GET', 'http://a.test:%d/' % free_port()), '127.0.0.1: Connection refused',
+                ConnectionRefusedError)
+
+    async def test_ipv6_that_worked_is_remembered_where_ipv4_did_not(self):
+        for address, keep_alive in itertools.product((self.SILENT, self.REFUSING), (15, 0)):
+            with self.subTest(address=address, keep_alive=keep_alive):
+                server = self.serve(OK, address='::1', host='a.test')
+                names = Names().add('a.test', 'A', address).add('a.test', 'AAAA', '::1')
+                addresses = []
+                request = self.pool(
+                    get_dns_resolver=names, socket_timeout=0.3, keep_alive_timeout=keep_alive,
+                    get_sock=self.recording(addresses))
+                with silent_address(self.SILENT, server.port):
+                    for _ in range(3):
+                        await fetch(request, b'GET', server.url)
+                self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
+                self.assertEqual(server.counts(), [3] if keep_alive else [1, 1, 1])
+                self.assertEqual(addresses, [address] + ['::1'] * len(server.peers))
+
+    @staticmethod
+    def recording(addresses):
+        class Sock(socket.socket):
+            def connect_ex(self, address):
+                addresses.append(address[0])
+                return super().connect_ex(address)
+
+        def get_sock(family=socket.AF_INET):
+            sock = Sock(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            return sock
+        return get_sock
+
+    async def test_ipv6_is_remembered_no_longer_than_its_answer_lives(self):
+        server = self.serve(OK, address='::1', host='a.test')
+        names = Names(ttl=0).add('a.test', 'A', self.REFUSING).add('a.test', 'AAAA', '::1')
+        request = self.pool(get_dns_resolver=names)
+        for _ in range(2):
+            await fetch(request, b'GET', server.url)
+        self.assertEqual([kind for _, kind in names.queries], ['A', 'AAAA'] * 2)
+
+    async def test_ipv4_is_tried_again_once_ipv6_that_was_remembered_fails(self):
+        server = self.serve(closing(response(b'', b'connection: close')), address='::1',
+                            host='a.test', port=free_port())
+        names = Names().add('a.test', 'A', '127.0.0.1').add('a.test', 'AAAA', '::1')
+        request = self.pool(get_dns_resolver=names)
+        await fetch(request, b'GET', server.url)
+        server.close()
+        other = self.serve(OK, port=server.port)
+        for _ in range(2):
+            self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+        self.assertEqual(other.counts(), [2])
+        self.assertEqual([kind for _, kind in names.queries], ['A', 'AAAA', 'A'])
+
+    async def test_ip_version_that_worked_is_remembered_for_its_port(self):
+        six = self.serve(OK, address='::1', host='a.test', port=free_port())
+        four = self.serve(OK, host='a.test', port=free_port())
+        names = Names().add('a.test', 'A', '127.0.0.1').add('a.test', 'AAAA', '::1')
+        addresses = []
+        request = self.pool(get_dns_resolver=names, keep_alive_timeout=0,
+                            get_sock=self.recording(addresses))
+        for server in (six, four, six, four):
+            await fetch(request, b'GET', server.url)
+        self.assertEqual(addresses, ['127.0.0.1', '::1', '127.0.0.1', '::1', '127.0.0.1'])
+
+    async def test_address_that_worked_goes_first_while_its_answer_lives(self):
+        server = self.serve(OK, address=self.ACCEPTING, host='a.test', port=free_port())
+        names = Names().add('a.test', 'A', self.SILENT, self.REFUSING, self.ACCEPTING)
+        addresses = []
+        request = self.pool(get_dns_resolver=names, keep_alive_timeout=0,
+                            get_sock=self.recording(addresses))
+        with silent_address(self.SILENT, server.port):
+            for _ in range(3):
+                await fetch(request, b'GET', server.url)
+        self.assertEqual(addresses, [self.SILENT, self.REFUSING] + [self.ACCEPTING] * 3)
+
+    def bound(self, family, port):
+        def get_sock(other=socket.AF_INET):
+            sock = socket.socket(other)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setblocking(False)
+            if other == family:
+                sock.bind(('', port))
+            return sock
+        return get_sock
+
+    async def test_socket_that_is_connected_to_itself_counts_as_refused(self):
+        for tls, (literal, family) in itertools.product(('', 's'), (
+                ('127.0.0.1', socket.AF_INET), ('127.0.0.2', socket.AF_INET),
+                ('[::1]', socket.AF_INET6), ('[::ffff:127.0.0.1]', socket.AF_INET6))):
+            with self.subTest(tls=tls, literal=literal):
+                port = free_port()
+                await self.fails(
+                    HttpConnectionError, self.pool(get_sock=self.bound(family, port))(
+                        b'GET', 'http%s://%s:%d/' % (tls, literal, port)),
+                    'port %d: Connection refused' % port, ConnectionRefusedError)
+
+    async def test_address_after_one_that_is_of_the_socket_itself_is_tried(self):
+        server = self.serve(OK, address='::1', host='a.test')
+        names = Names().add('a.test', 'A', '127.0.0.1').add('a.test', 'AAAA', '::1')
+        request = self.pool(
+            get_dns_resolver=names, get_sock=self.bound(socket.AF_INET, server.port))
+        self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+
     async def test_get_sock_without_argument_is_told_about_ipv6(self):
         def get_sock():
             raise AssertionError
@@ -4132,6 +4332,173 @@ class ConnectTest(TestCase):
         await self.fails(HttpConnectionError, request(
             b'GET', 'http://localhost:%d/' % free_port()), 'no connection to localhost')
         self.assertEqual(queries, ['A', 'AAAA'])
+
+
+# Requests to many hosts, one after another, by a process that may have few files; the last of each
+# pool goes to another URL
+MANY_HOSTS_SCRIPT = """
+import asyncio, resource, sys
+from lowhaio import Pool, buffered
+
+async def main(url, last_url, least, most):
+    failures = []
+    for number in range(int(least), int(most)):
+        request, close = Pool()
+        for host in range(number):
+            host_url = (url if host + 1 < number else last_url).replace('*', str(host))
+            try:
+                _, _, body = await request(b'GET', host_url)
+                await buffered(body)
+            except Exception as exception:
+                failures.append('%d of %d: %s' % (host, number, exception))
+        await close()
+    print(len(failures), *failures[:1])
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+class OwnMachineConnectTest(OwnMachineTest):
+
+    async def test_zone_that_a_resolver_returns_is_used(self):
+        server = self.serve(OK, address='::', host='a.test')
+        for addresses in (['fe80::1%lo'], ['fe80::1%1'], ['fe80::1%nope', 'fe80::1%lo'],
+                          ['fe80::1', 'fe80::1%lo'], ['fe80::2%lo', 'fe80::1%lo']):
+            with self.subTest(addresses):
+                resolver = self.resolver(addresses)
+                request = self.pool(get_dns_resolver=resolver, keep_alive_timeout=0)
+                self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+
+    async def test_zone_that_is_none_of_this_machine_is_told(self):
+        request = self.pool(get_dns_resolver=self.resolver(['fe80::1%nope']))
+        await self.fails(HttpConnectionError, request(b'GET', 'http://a.test/'),
+                         'fe80::1%nope: no interface with this name', OSError)
+
+    @staticmethod
+    def resolver(addresses):
+        async def resolve(host, record_type, get_logger_adapter):
+            if record_type != TYPES.AAAA:
+                raise aiodnsresolver.DnsRecordDoesNotExist
+            return addresses
+        return lambda get_logger_adapter: (resolve, Names().clear_cache)
+
+    async def test_port_that_the_system_chose_may_be_the_one_that_nobody_listens_on(self):
+        Path('/proc/sys/net/ipv4/ip_local_port_range').write_text('50000 50001')
+        for port in (50000, 50001):
+            for _ in range(4):
+                await self.fails(HttpConnectionError, self.pool()(
+                    b'GET', 'http://127.0.0.1:%d/' % port), 'refused', ConnectionRefusedError)
+
+    async def finished(self, *command, **environment):
+        process = subprocess.Popen(
+            [sys.executable, '-W', 'error', '-c', *command], stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, env={**os.environ, **environment})
+        ended = self.loop.create_future()
+        output = bytearray()
+
+        def on_output():
+            data = os.read(process.stdout.fileno(), 65536)
+            output.extend(data)
+            if not data:
+                self.loop.remove_reader(process.stdout.fileno())
+                ended.set_result(None)
+        self.loop.add_reader(process.stdout.fileno(), on_output)
+        await ended
+        process.communicate()
+        return output.decode()
+
+    async def test_idle_connections_make_room_where_no_descriptor_is_free(self):
+        names = NameServer(self, '127.0.0.1', 53)
+        for number in range(200):
+            names.add('%d.a.test' % number, 'A', '127.0.0.1')
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        file = os.path.join(folder, 'ca.pem')
+        authority().cert_pem.write_to_path(file)
+        subprocess.run(['openssl', 'rehash', folder], check=True)
+        nowhere = os.path.join(folder, 'nowhere')
+        server = self.serve(OK, host='*.a.test')
+        tls_server = self.serve(OK, host='*.a.test', tls=server_context('*.a.test'))
+        for name, last, least, most, environment in (
+                ('sockets and name server', server, 200, 201, {}),
+                ('file of authorities', tls_server, 40, 60, {
+                    'SSL_CERT_FILE': file, 'SSL_CERT_DIR': nowhere}),
+                ('folder of authorities', tls_server, 40, 60, {
+                    'SSL_CERT_FILE': nowhere, 'SSL_CERT_DIR': folder})):
+            with self.subTest(name):
+                self.assertEqual(await self.finished(
+                    MANY_HOSTS_SCRIPT, server.url, last.url, str(least), str(most),
+                    **environment), '0\n')
+        self.assertEqual(len(server.requests + tls_server.requests), 200 + 2 * sum(range(40, 60)))
+
+
+class DescriptorsTest(TestCase):
+
+    @contextlib.contextmanager
+    def no_descriptor(self):
+        """None is free but for those of what is closed."""
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_files()) + 3, limits[1]))
+        files = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    files.append(os.dup(0))
+            yield
+        finally:
+            for file in files:
+                os.close(file)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    async def test_connection_that_is_idle_longest_is_closed_first(self):
+        server = self.serve(OK)
+        names = Names()
+        for number in range(4):
+            names.add('%d.test' % number, 'A', '127.0.0.1')
+        request = self.pool(get_dns_resolver=names)
+        for number in (0, 1, 2, 1):
+            await fetch(request, b'GET', 'http://%d.test:%d/' % (number, server.port))
+        with full_listener() as listener, self.no_descriptor():
+            task = self.spawn(request(b'GET', 'http://3.test:%d/' % listener.getsockname()[1]))
+            await server.peers[0].ended()
+            self.assertEqual([peer.is_open() for peer in server.peers[1:]], [True, True])
+            self.assertFalse(task.done())
+        task.cancel()
+
+    async def test_lack_of_a_descriptor_is_told_where_nothing_is_idle(self):
+        request = self.pool()
+        with self.no_descriptor():
+            await self.fails(HttpConnectionError, request(b'GET', 'http://127.0.0.1:9/'),
+                             'port 9: Too many open files', OSError)
+
+    async def test_get_sock_is_asked_once_more_where_it_has_no_descriptor(self):
+        for number, errors in itertools.product((errno.EMFILE, errno.ENFILE), (1, 2)):
+            with self.subTest(number=number, errors=errors):
+                calls = []
+
+                def get_sock(number=number, errors=errors, calls=calls):
+                    calls.append(number)
+                    if len(calls) <= errors:
+                        raise OSError(number, os.strerror(number))
+                    sock = socket.socket()
+                    sock.setblocking(False)
+                    return sock
+                got = fetch(self.pool(get_sock=get_sock), b'GET', self.serve(OK).url)
+                if errors == 1:
+                    self.assertEqual((await got)[2], b'ok')
+                else:
+                    await self.fails(HttpConnectionError, got, os.strerror(number))
+                self.assertEqual(len(calls), 2)
+
+    async def test_resolver_is_asked_once_more_where_it_has_no_descriptor(self):
+        for error, number in ((OSError(errno.EMFILE, 'few'), 2), (OSError(errno.EPERM, 'no'), 1),
+                              (socket.gaierror(socket.EAI_FAIL, 'no'), 1)):
+            names = Names()
+            names.records['a.test', 'A'] = error
+            await self.fails(HttpDnsError, self.pool(get_dns_resolver=names)(
+                b'GET', 'http://a.test/'), error.strerror, type(error))
+            self.assertEqual(len(names.queries), number)
 
 
 async def drip(peer, data, seconds=0.05, parts=8):
@@ -6751,7 +7118,11 @@ class PoolArgumentsTest(TestCase):
     async def test_numbers_that_can_not_be_are_refused(self):
         for name, bad in (
                 ('keep_alive_timeout', -1), ('recv_bufsize', 0), ('socket_timeout', None),
-                ('max_header_length', '16384'), ('socket_timeout', float('nan'))):
+                ('max_header_length', '16384'), ('socket_timeout', float('nan')),
+                ('recv_bufsize', 1e5), ('recv_bufsize', 65536.0), ('recv_bufsize', float('inf')),
+                ('recv_bufsize', float('nan')), ('recv_bufsize', '65536'), ('recv_bufsize', None),
+                ('recv_bufsize', b'\1'), ('recv_bufsize', 2**31), ('recv_bufsize', 2**63),
+                ('recv_bufsize', -1), ('max_header_length', None), ('keep_alive_timeout', 1j)):
             with self.subTest(name=name), self.assertRaisesRegex(ValueError, name):
                 Pool(**{name: bad})
 
