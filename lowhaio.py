@@ -26,6 +26,7 @@ import contextlib
 import errno
 import functools
 import ipaddress
+import itertools
 import logging
 import operator
 import os
@@ -895,15 +896,15 @@ def _content_length(value: bytes) -> int:
 _Resolve = Callable[..., Awaitable[Iterable[Any]]]
 _ClearCache = Callable[..., Awaitable[None]]
 
-
 # How long name servers are given, round by round: slow links take a second and more
 _DNS_ROUNDS = (0.5, 1, 2, 3, 3)
 
 # For an answer that was cut and has no address: none of the codes of RFC 1035 4.1.1
 _TRUNCATED = -1
-_DNS_CODES = {2: 'SERVFAIL', 5: 'REFUSED', _TRUNCATED: 'cut (TC) without an address, and TCP is '
-              'not used'}
-_DNS_FAILURES = {
+
+_DNS_WORDS: Dict[Any, str] = {  # By error code, or class of exception
+    2: 'error code 2 (SERVFAIL)', 5: 'error code 5 (REFUSED)',
+    _TRUNCATED: 'an answer that was cut (TC) and has no address, and TCP is not used',
     DnsTimeout: 'no valid answer', DnsCnameChainTooLong: 'a chain of more than 20 CNAME records'}
 
 _Hosts = Dict[bytes, Dict[int, List[bytes]]]  # By name in lower case and type of record: addresses
@@ -1065,15 +1066,14 @@ def _get_dns_resolver(get_logger_adapter: _GetLoggerAdapter) -> Tuple[_Resolve, 
 def _dns_failure(exception: DnsError, host: str, name_servers: Sequence[str], remark: str) -> str:
     if not name_servers:
         return remark
-    asked = 'the name servers (%s%s)' % (', '.join(name_servers), remark)
+    failure = 'the name servers (%s%s) ' % (', '.join(name_servers), remark)
     if isinstance(exception, DnsRecordDoesNotExist):
-        failure = asked + ' know no A or AAAA record of it'
+        failure += 'know no A or AAAA record of it'
     else:
-        code = exception.args[0] if isinstance(exception, DnsResponseCode) else 0
-        failure = '%s were asked %d times each, for up to %s seconds; in the end: %s' % (
-            asked, len(_DNS_ROUNDS), sum(_DNS_ROUNDS),
-            'error code %d (%s)' % (code, _DNS_CODES.get(code, 'RFC 1035 4.1.1')) if code else
-            _DNS_FAILURES.get(type(exception)) or exception.__cause__ or repr(exception))
+        key = exception.args[0] if isinstance(exception, DnsResponseCode) else type(exception)
+        failure += 'were asked %d times each, for up to %s seconds; in the end: %s' % (
+            len(_DNS_ROUNDS), sum(_DNS_ROUNDS),
+            _DNS_WORDS.get(key) or exception.__cause__ or repr(exception))
     return failure if '.' in host else \
         failure + '; a single label needs a search domain, which is not added'
 
@@ -2324,8 +2324,7 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         kind: Type[HttpConnectionError] = HttpConnectionError
         owner: Any = None
         try:
-            attempts = _Attempts(
-                loop, get_sock, makes_room, addresses, origin.port, failures)
+            attempts = _Attempts(loop, get_sock, makes_room, addresses, origin.port, failures)
             owner, address = await attempts.winner(socket_timeout)
             if origin.tls:
                 kind = HttpTlsError
@@ -2356,12 +2355,11 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             for descriptor in os.pipe():
                 os.close(descriptor)
         except OSError:
-            connections = sorted(
-                (connection for connections in pool.values() for connection in connections),
-                key=operator.attrgetter('rested_at'))
-            for connection in connections[:1 + len(connections) // 8]:
+            idle = sorted(itertools.chain.from_iterable(pool.values()),
+                          key=operator.attrgetter('rested_at'))
+            for connection in idle[:1 + len(idle) // 8]:  # Some, as to sort them takes its time
                 drop(connection)
-            return bool(connections)
+            return bool(idle)
         return True
 
     def known_addresses(origin: _Origin) -> Sequence[str]:

