@@ -403,7 +403,8 @@ def _request_head(
     """
     if not isinstance(method, bytes):
         raise TypeError("the method must be bytes, such as b'GET', not %s" % type(method).__name__)
-    if _lower_token(method) == b'connect':
+    # A call to find what is there takes 500 instructions
+    if (_lower_tokens.get(method) or _lower_token(method)) == b'connect':
         raise ValueError('the method CONNECT is not supported')
 
     parts = [method, b' ', target, b' ', version, b'\r\nhost: ', host, b'\r\n']
@@ -421,7 +422,7 @@ def _request_head(
             raise ValueError('the value of the header %s has a control character, %a, at index %d'
                              % (_shown(name), control[0], control.start()))
         parts += (name, b': ', value, b'\r\n')
-        lower_name = _lower_token(name)
+        lower_name = _lower_tokens.get(name) or _lower_token(name)
         if lower_name in _REQUEST_FRAMING:
             _add_field(framing, lower_name, value.strip(b' \t'))
 
@@ -862,8 +863,9 @@ def _response_framing(
     # RFC 9112 6.1: with both, or in HTTP/1.0, an intermediary may have seen another end
     is_ambiguous = coding is not None and (length is not None or not since_1_1)
     connection, keep_alive = fields.get(b'connection', b''), fields.get(b'keep-alive', b'')
-    stated_persistence = _stated_persistence.__wrapped__ \
-        if len(connection) + len(keep_alive) > _MAX_REMEMBERED else _stated_persistence
+    stated_persistence: Callable[..., float] = _stated_persistence
+    if len(connection) + len(keep_alive) > _MAX_REMEMBERED:
+        stated_persistence = _stated_persistence.__wrapped__
     seconds = 0 if is_ambiguous or code == b'101' else \
         stated_persistence(since_1_1, connection, keep_alive)
 
