@@ -19,10 +19,13 @@ class SdistWithTests(sdist):
 
 
 def description_for_the_index():
-    """README, without links to files: the index has none of them."""
+    """README with the names of files for links to them, which would lead nowhere there."""
     readme = Path('README.md').read_text(encoding='utf-8')
-    return re.sub(r'\[([^]]*)\]\((?!https?:|#)[^)]*\)', r'\1', readme).replace(
-        '\n## More\n', '\n## More\n\nThe files named here are in the source distribution.\n')
+    return re.sub(
+        r'\[([^]]*)\]\((?!https?:|#)([^)#]*)[^)]*\)',
+        lambda link: link[1] if link[2].endswith(link[1]) else '%s (%s)' % (link[1], link[2]),
+        readme,
+    ).replace('\n## More\n', '\n## More\n\nAll these files are in the source distribution.\n')
 
 
 setup(
