@@ -8103,7 +8103,8 @@ class TestQuickstart(ExampleTest):
             with self.assertRaisesRegex(RuntimeError, '404'):
                 await function(request, url_of(server) + 'x', str(path))
             await close()
-        with echo_server(handler=SiteHandler) as server:
+        with echo_server(handler=SiteHandler) as server, \
+                contextlib.redirect_stdout(io.StringIO()):
             asyncio.run(main(script.upload, path))
             asyncio.run(main(script.download, self.folder / 'copy'))
         self.assertEqual(self.files(), {'file': b'data'})
