@@ -8043,13 +8043,18 @@ def clean(report):
 
 
 def run_in_background(name, *arguments, folder, **environment):
-    return subprocess.Popen(
-        [sys.executable, '-W', 'error',
-         # Of the package, which is as it is published
-         '-W', 'ignore:datetime.datetime.utcnow:DeprecationWarning',
-         '-X', 'dev', str(ROOT / 'examples' / name), *arguments],
-        cwd=folder, env=dict(os.environ, PYTHONPATH=str(ROOT), TMPDIR=folder, **environment),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # A shell's job in the background ignores SIGINT, and so would what it starts
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(
+            [sys.executable, '-W', 'error',
+             # Of the package, which is as it is published
+             '-W', 'ignore:datetime.datetime.utcnow:DeprecationWarning',
+             '-X', 'dev', str(ROOT / 'examples' / name), *arguments],
+            cwd=folder, env=dict(os.environ, PYTHONPATH=str(ROOT), TMPDIR=folder, **environment),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def example(name):
