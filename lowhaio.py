@@ -61,15 +61,15 @@ __all__ = (
 
 
 class HttpError(Exception):
-    """What a request or its response body raises on its own account.
+    """What a request raises, and what reading the body of its response raises.
 
-    Where another exception is the reason, it is the `__cause__`: `asyncio.TimeoutError` where
+    If another exception is the reason, it is the `__cause__`: `asyncio.TimeoutError` if
     `socket_timeout` has passed.
     """
 
 
 class HttpConnectionError(HttpError):
-    """Nothing of this request was sent, so that it is safe to try again."""
+    """Nothing of this request was sent. It is safe to try again."""
 
 
 class HttpDnsError(HttpConnectionError):
@@ -77,15 +77,15 @@ class HttpDnsError(HttpConnectionError):
 
 
 class HttpTlsError(HttpConnectionError):
-    """The TLS handshake failed, or the server's certificate is not good for the host."""
+    """The TLS handshake failed, or the certificate of the server is not valid for the host."""
 
 
 class HttpInvalidRequest(HttpConnectionError):
-    """The request can't be put on the wire: an argument is wrong."""
+    """The request can't be sent: an argument is wrong."""
 
 
 class HttpDataError(HttpError):
-    """Some of this request was, or may have been, sent: the server may have acted on it."""
+    """Some of this request was sent, or may have been. The server may have acted on it."""
 
 
 class HttpConnectionClosedError(HttpDataError):
@@ -93,7 +93,7 @@ class HttpConnectionClosedError(HttpDataError):
 
 
 class HttpHeaderTooLong(HttpDataError):
-    """A response head, chunk line or trailer section is longer than `max_header_length`."""
+    """The head of a response, a chunk line or the trailers are longer than `max_header_length`."""
 
 
 class HttpInvalidResponse(HttpDataError):
@@ -151,6 +151,8 @@ def _extra(method: bytes, url: str) -> Dict[str, Any]:
 
 # ---- Helpers ------------------------------------------------------------------------------------
 
+_Chunk = Union[bytes, bytearray, memoryview]
+
 
 async def empty_async_iterator() -> AsyncIterator[bytes]:
     """Yield nothing: the `body` of a request that has none."""
@@ -158,15 +160,15 @@ async def empty_async_iterator() -> AsyncIterator[bytes]:
     yield b''
 
 
-def streamed(data: bytes) -> Callable[[], AsyncIterator[bytes]]:
-    """Return a function to be given to a request as `body`, so that `data` is sent."""
-    async def body() -> AsyncIterator[bytes]:
+def streamed(data: _Chunk) -> Callable[[], AsyncIterator[bytes]]:
+    """Return a function that sends `data`, when it is the `body` of a request."""
+    async def body() -> AsyncIterator[Any]:
         yield data
 
     return body
 
 
-async def buffered(data: AsyncIterable[bytes]) -> bytes:
+async def buffered(data: AsyncIterable[_Chunk]) -> bytes:
     """Return all the bytes of a response body, or of any asynchronous iterable of bytes."""
     try:
         return b''.join([chunk async for chunk in data])
@@ -182,7 +184,7 @@ async def buffered(data: AsyncIterable[bytes]) -> bytes:
 def timeout(loop: asyncio.AbstractEventLoop, seconds: float) -> Iterator[Callable[[], None]]:
     """Raise `asyncio.TimeoutError` in the current task once `seconds` have passed in the block.
 
-    Yields a function without arguments that starts the time afresh. A cancellation from outside
+    Yields a function without arguments that starts the time again. A cancellation from outside
     passes through as `asyncio.CancelledError`, and `Task.cancelling()` is left as it was found.
     Raises RuntimeError outside of a task.
     """
@@ -2129,10 +2131,10 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
     get_dns_resolver(get_logger_adapter=...): returns (resolve, clear_cache), as aiodnsresolver's
         Resolver does
     get_sock(): returns a TCP socket; called with socket.AF_INET6 for an IPv6 address
-    get_ssl_context(): returns the ssl.SSLContext for https, at the first request that needs it
+    get_ssl_context(): returns the ssl.SSLContext for https; called at the first https request
     http_version: b'HTTP/1.1' or b'HTTP/1.0'
     keep_alive_timeout: seconds that a connection may be idle; 0 for no reuse
-    recv_bufsize: bytes that are received at once, at the most
+    recv_bufsize: bytes to receive at once, at the most
     max_header_length: bytes of a response head, chunk line or trailer section, at the most
     socket_timeout: seconds that each wait on the network may take
     get_logger_adapter(extra), get_resolver_logger_adapter(http_extra)(extra): return what logs
@@ -2185,15 +2187,15 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
 
         method: bytes, such as b'GET'
         url: str, http or https
-        params: pairs that are appended to the query of the URL; a value may be a sequence
-        headers: pairs of bytes; content-length or transfer-encoding must be there for a body
+        params: pairs to append to the query of the URL; a value may be a sequence
+        headers: pairs of bytes; for a body, give content-length or transfer-encoding
         body(*body_args, **dict(body_kwargs)): returns an asynchronous iterable of bytes
 
-        code is three digits as bytes, headers a tuple of pairs of bytes with names in lower case,
-        and body an asynchronous iterator of bytes, with `aclose()`.
+        code is three digits as bytes. headers is a tuple of pairs of bytes, with names in lower
+        case. body is an asynchronous iterator of bytes, with `aclose()`.
 
         Raises HttpConnectionError if nothing was sent, so that it is safe to try again, and
-        otherwise HttpDataError (RFC 9110 9.2.2). So does iterating over the body.
+        otherwise HttpDataError (RFC 9110 9.2.2). Reading the body can raise HttpDataError too.
         """
         if closed:
             raise HttpConnectionError('the pool is closed: make another one with Pool()')
@@ -2439,7 +2441,7 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             get_logger_adapter: _GetLoggerAdapter = get_logger_adapter,
             get_resolver_logger_adapter: _GetResolverLoggerAdapter = get_resolver_logger_adapter,
     ) -> None:
-        """Close the idle connections, and each of the others once its response has ended.
+        """Close the idle connections now, and each of the others once its response has ended.
 
         From then on, a new request raises HttpConnectionError.
         """

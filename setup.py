@@ -1,5 +1,6 @@
 """Packaging of lowhaio: one module, and its type stubs beside it."""
 
+import re
 from glob import glob
 from pathlib import Path
 
@@ -8,20 +9,36 @@ from setuptools.command.sdist import sdist
 
 
 class SdistWithTests(sdist):
-    """The source distribution carries what it takes to test it."""
+    """The source distribution carries the docs, the examples, and what it takes to test them."""
 
     def make_distribution(self):
-        self.filelist.extend(['test.py', *glob('examples/*.py')])
+        self.filelist.extend([
+            'test.py', *glob('examples/*.py'), *glob('docs/*.md'), 'benchmarks/README.md',
+            'benchmarks/result.svg'])
         super().make_distribution()
+
+
+def description_for_the_index():
+    """README with the names of files for links to them, which would lead nowhere there."""
+    readme = Path('README.md').read_text(encoding='utf-8')
+    return re.sub(
+        r'\[([^]]*)\]\((?!https?:|#)([^)#]*)[^)]*\)',
+        lambda link: link[1] if link[2].endswith(link[1]) else '%s (%s)' % (link[1], link[2]),
+        readme,
+    ).replace('\n## More\n', '\n## More\n\nAll these files are in the source distribution.\n')
 
 
 setup(
     name='lowhaio',
     version='0.1.0',
     description='A low-level, streaming HTTP/1.1 client for asyncio',
-    long_description=Path('README.md').read_text(encoding='utf-8'),
+    long_description=description_for_the_index(),
     long_description_content_type='text/markdown',
     author='the lowhaio authors',
+    project_urls={
+        'Source with docs, examples and tests': 'https://pypi.org/project/lowhaio/#files',
+        'Release history': 'https://pypi.org/project/lowhaio/#history',
+    },
     license='MIT',  # read by setuptools before 77
     license_expression='MIT',
     license_files=['LICENSE'],
@@ -43,17 +60,14 @@ setup(
     package_data={'lowhaio-stubs': ['*.pyi']},
     python_requires='>=3.8',
     install_requires=['aiodnsresolver>=0.0.157'],
-    extras_require={
-        'bench': [
-            'aiohttp', 'httpx', 'matplotlib', 'pyreqwest; python_version >= "3.11"', 'trustme',
-            'uvloop; platform_system != "Windows"',
-        ],
+    extras_require={  # What CI and the benchmarks need stands in their requirements.txt
         'test': [
             'aiohttp',
             'brotli>=1.2',
             'flask',  # For moto's server: its own extra has much more
             'flask-cors',
             'h11',
+            'httpx',
             'lowhaio-aws-sigv4-unsigned-payload==0.0.4',
             'lowhaio-aws-sigv4==0.0.4',
             'lowhaio-chunked==0.0.5',
@@ -61,11 +75,9 @@ setup(
             'lowhaio-retry==0.0.5',
             'mobius3==0.0.36',
             'moto[s3]',
+            'openai',
             'trustme',
             'uvloop; platform_system != "Windows"',
-        ],
-        'dev': [
-            'build', 'check-jsonschema', 'coverage', 'mypy', 'pyright[nodejs]', 'ruff', 'twine',
         ],
     },
     cmdclass={'sdist': SdistWithTests},

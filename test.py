@@ -33,6 +33,7 @@ import resource
 import runpy
 import select
 import shutil
+import signal
 import socket
 import socketserver
 import ssl
@@ -74,6 +75,8 @@ from lowhaio import (
 
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # cryptography warns of old Pythons
+    import httpx
+    import openai
     import trustme
     from aiohttp import web
 
@@ -8141,77 +8144,6 @@ class TestS3(S3Test):
         self.assertEqual(logged.messages(), [])
 
 
-class TestS3Sync(S3Test):
-    """examples/s3_sync.py, which uploads what its bucket doesn't have."""
-
-    ENVIRONMENT = types.MappingProxyType({
-        'AWS_ACCESS_KEY_ID': AMZ_KEY, 'AWS_SECRET_ACCESS_KEY': AMZ_SECRET, 'AWS_REGION': REGION})
-    FILES = types.MappingProxyType({
-        'file': b'some text', 'empty': b'', 'a/b/large': bytes(range(256)) * 1000,
-        "a%20b 100% \xe9+;:@&=$,!*'()~?#": b'odd'})
-    # Without -X dev: asyncio would log whatever takes 100 ms, as it may on a busy machine
-    COMMAND = (
-        sys.executable, '-W', 'error',
-        '-W', 'ignore:datetime.datetime.utcnow:DeprecationWarning:' + UNSIGNED.__name__,
-        str(Path(__file__).resolve().parent / 'examples/s3_sync.py'))
-
-    async def synced(self, folder, url):
-        """Run it in the loop of the test, and return the keys that it has uploaded."""
-        self.forgive_utcnow(UNSIGNED)
-        sync = runpy.run_path(self.COMMAND[-1])['sync']
-        with mock.patch.dict(os.environ, self.ENVIRONMENT), \
-                contextlib.redirect_stdout(io.StringIO()) as printed:
-            await sync(folder, url + '/')
-        return sorted(printed.getvalue().splitlines())
-
-    async def test_new_and_changed_files_are_uploaded_whatever_their_names(self):
-        server, url = await self.bucket('127.0.0.1')
-        folder = self.folder()
-        write_files(folder, self.FILES)
-        self.assertEqual(await self.synced(folder, url), sorted(self.FILES))
-        self.assertEqual(await self.synced(folder, url), [])
-        write_files(folder, {'file': b'some tent', 'new': b'new'})
-        self.assertEqual(await self.synced(folder, url), ['file', 'new'])
-
-        request = self.signed(UNSIGNED)
-        _, _, listing = await fetch(request, b'GET', url, params=(('list-type', '2'),))
-        self.assertEqual(listed_keys(listing), sorted([*self.FILES, 'new']))
-        _, _, body = await fetch(request, b'GET', url + '/a/b/large')
-        self.assertEqual(body, self.FILES['a/b/large'])
-        self.check_signatures(server)
-
-    async def test_all_pages_of_a_long_listing_are_read(self):
-        page = '<L><Contents><Key>%s</Key><ETag>"%s"</ETag></Contents>%s</L>'
-        etag = hashlib.md5(b'same').hexdigest()
-        server = self.serve(
-            response((page % ('one', etag, '<NextContinuationToken>a+/=</NextContinuationToken>'))
-                     .encode()),
-            response((page % ('two', etag, '')).encode()), host='127.0.0.1')
-        folder = self.folder()
-        write_files(folder, {'one': b'same', 'two': b'same'})
-        self.assertEqual(await self.synced(folder, server.url), [])
-        self.assertEqual(targets(server), [
-            b'/?list-type=2', b'/?list-type=2&continuation-token=a%2B%2F%3D'])
-        self.check_signatures(server)
-
-    async def test_command(self):
-        _, url = await self.bucket()
-        for bucket, code, output, report in (
-                (url.rpartition('/')[2], 0, 'file\n', r'\Z'),
-                ('not-there', 1, '', r'RuntimeError: http://.*/not-there/: 404, .*NoSuchBucket')):
-            folder = self.folder()
-            write_files(folder, {'file': b'data'})
-            finished = subprocess.run(
-                [*self.COMMAND, folder, 'http://127.0.0.1:%d/%s/' % (moto().address[1], bucket)],
-                check=False, capture_output=True, text=True, timeout=60,
-                env={**os.environ, **self.ENVIRONMENT,
-                     'PYTHONPATH': str(Path(lowhaio.__file__).parent)})
-            self.assertEqual((finished.returncode, finished.stdout), (code, output), finished)
-            self.assertRegex(finished.stderr, r'\A' + report)
-        answer = await fetch(self.signed(UNSIGNED), b'GET', url + '/file')
-        self.assertEqual((answer[0], answer[2]), (b'200', b'data'))
-
-
 def listed_keys(listing):
     return [element.text for element in xml.etree.ElementTree.fromstring(listing).iter()
             if element.tag.endswith('}Key')]
@@ -8290,7 +8222,7 @@ class EchoHandler(http.server.BaseHTTPRequestHandler):
 
 
 class ReadmeHandler(EchoHandler):
-    """Answers the examples of README as a server would that they could be for."""
+    """Answers the blocks of README and docs as a server would that they could be for."""
 
     def answer(self, body):
         name = re.sub(r'\W', '_', self.path.split('/')[1])
@@ -8300,12 +8232,12 @@ class ReadmeHandler(EchoHandler):
         else:
             special(self, body)
 
-    def on_large(self, _):
-        self.send(bytes(3000000))
+    def on_agent(self, _):
+        self.send(self.headers['user-agent'].encode())
 
     def on_number(self, _):
         self.server.wait_for_others(10)
-        self.send(b'a')
+        self.send(b'a', code=404 if self.path == '/49' else 200)
 
     def on_form(self, body):
         self.send(repr(urllib.parse.parse_qsl(body.decode())).encode())
@@ -8329,13 +8261,6 @@ class ReadmeHandler(EchoHandler):
             (b'{"number": 1}\n{"num', "{'number': 1}"), (b'ber": 2}\r\n', "{'number': 2}"),
             (b'{"number": 3}', ''))
 
-    def on_events(self, _):
-        assert self.headers['accept'] == 'text/event-stream'
-        self.send_as_printed(
-            (b': hello\n\nda', ''), (b'ta: one\ndata:two\n\n', "b'one\\ntwo'"),
-            (b'event: bye\r\ndata: three\r\n\r\ndata: four\r\n\r\n', "b'four'"),
-            (b'data: not whole', ''))
-
     def send_as_printed(self, *chunks):
         """Send each chunk once the example has printed what it makes of those before."""
         self.send_head(('transfer-encoding', 'chunked'))
@@ -8347,9 +8272,20 @@ class ReadmeHandler(EchoHandler):
     def on_coded(self, _):
         assert self.headers['accept-encoding'] == 'gzip, br'
         name = self.path.split('/')[2]
-        codings = {'gzip': 'gzip', 'bomb': 'gzip', 'br': 'br'}
-        fields = (('content-encoding', codings[name]),) if name in codings else ()
+        fields = () if name == 'plain' else (
+            ('content-encoding', 'br' if name == 'br' else 'GZIP'),)
         self.send(coded(name), *fields)
+
+    def on_redirects(self, _):
+        name = self.path.partition('/redirects/')[2]
+        location = {
+            'relative/start': '../relative/end?x=\xc3\xa9', 'moved': '/private',
+            'elsewhere': 'https://example.com:8443/private', 'endless': 'endless',
+            'insecure': 'http://localhost:8080/private'}.get(name)
+        if location is None:
+            self.send(self.path.encode())
+        else:
+            self.send(b'moved', ('location', location), code=302)
 
     def on_login(self, _):
         self.send(b'welcome', ('set-cookie', 'a=1; HttpOnly'), ('set-cookie', 'b=2; Path=/other'))
@@ -8370,7 +8306,9 @@ class ReadmeHandler(EchoHandler):
         if number == 2:
             self.send_head(('content-length', '6'))
             self.wfile.write(b'who')
-        elif number > 2:
+        elif number == 3:
+            self.send(b'busy', ('retry-after', '0'), code=503)
+        elif number > 3:
             self.send(b'whole!')
 
     def on_slow(self, _):
@@ -8389,8 +8327,13 @@ class ReadmeHandler(EchoHandler):
 @functools.lru_cache(maxsize=None)
 def coded(name):
     data = bytes(20000000 if name == 'bomb' else 200000)
-    return brotli.compress(data) if name == 'br' else data if name == 'plain' else \
-        gzip.compress(data)
+    if name in ('plain', 'br'):
+        return brotli.compress(data) if name == 'br' else data
+    if name == 'members':
+        return b''.join(gzip.compress(data[start:start + 50000])
+                        for start in range(0, 200000, 50000))
+    whole = gzip.compress(data)
+    return whole[:-1] if name == 'cut' else whole
 
 
 class EchoServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
@@ -8486,56 +8429,96 @@ class Printed(io.StringIO):
                 raise ConnectionError('%r is not printed, but %r' % (text, self.getvalue()))
 
 
-def readme_blocks(language):
+PAGES = ('README.md', *sorted(
+    str(page.relative_to(ROOT)) for folder in ('docs', 'benchmarks')
+    for page in (ROOT / folder).glob('*.md')))
+
+
+def text_of(page):
+    return (ROOT / page).read_text(encoding='utf-8')
+
+
+def blocks_of(page, language='python'):
     """The line, the code and the last heading before each block."""
-    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-    blocks = re.finditer(r'^```%s\n(.*?)^```$' % language, readme, re.DOTALL | re.MULTILINE)
+    text = text_of(page)
+    blocks = re.finditer(r'^```%s\n(.*?)^```$' % language, text, re.DOTALL | re.MULTILINE)
     return [
-        (readme.count('\n', 0, block.start()) + 1, block[1],
-         re.findall(r'^##+ (.*)', readme[:block.start()], re.MULTILINE)[-1:])
+        (text.count('\n', 0, block.start()) + 1, block[1],
+         re.findall(r'^##+ (.*)', text[:block.start()], re.MULTILINE)[-1])
         for block in blocks]
 
 
-ALL_OF_JSON = "b'200' b'{\"hello\": \"world\"}'\n"
+ECHOED = "200 b'{\"hello\": \"world\"}'\n"
 
-# What the examples print, in the order of README
+# What the blocks print, in their order
 PRINTED = (
-    ('Use', "b'200'\nb'content-length' b'18'\nb'{\"hello\": \"world\"}'\n"),
-    ('Params and headers', ALL_OF_JSON),
-    ('Streaming up', "b'200' 1800000\n"),
-    ('Streaming up', "b'200' 3890\n"),
-    ('Streaming down', 'True\n'),
-    ('TLS', ALL_OF_JSON),
-    ('Logging', ALL_OF_JSON),
-    ('JSON', "b'200' {'name': 'value'}\n"),
-    ('Forms', """b'200' b"[('name', 'Zo\\xc3\\xab & co'), ('tag', 'a'), ('tag', 'b')]"\n"""),
-    ('Forms', "b'201' 6\n"),
-    ('A file up and down, with progress', "...100 %\nb'201'\n...100 %\nb'200'\n"),
-    ('Many at once', '50\n'),
-    ('Lines and events as they come',
-     "{'number': 1}\n{'number': 2}\n{'number': 3}\n"
-     "b'message' b'one\\ntwo'\nb'bye' b'three'\nb'message' b'four'\n"),
-    ('Decompression',
-     'gzip 200000\nbr 200000\nplain 200000\nbomb more than 1000000 bytes, decompressed\n'),
-    ('Cookies', "b'welcome'\nb'a=1'\nb'None'\n"),
-    ('Authentication',
-     "b'Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=='\nb'Bearer mF_9.B5f-4.1JqM'\nb'None'\n"),
-    ('A base URL and default headers',
-     """b'200' b"['/v2/items', 'example/1.0', ['text/csv']]"\n"""),
-    ('Another try', 'again, after HttpConnectionClosedError\n' * 2 + "b'200' b'whole!'\n"),
-    ('A deadline', 'given up: 0.2 seconds have passed\n'),
-    ('The host with its port', "b'localhost'\nb'localhost:8080'\n"),
-    ("Names by the system's resolver", ALL_OF_JSON),
-    ('Names by a table', ALL_OF_JSON),
-    ("Sockets of one's own", """b'200' b"''"\nb'200' b"'127.0.0.2'"\n"""),
-    ('Tests without a network', 'passed\n'),
+    ('README.md', 'First request', '18 bytes\n'),
+    ('README.md', 'Five rules', "200 b'{\"hello\": \"world\"}'\n"),
+    ('README.md', 'JSON, a file up, a file down', "{'name': 'value'}\n"),
+    ('README.md', 'Layers', "200 b'example/1.0'\n"),
+    ('docs/recipes.md', 'Forms',
+     """b"[('name', 'Zo\\xc3\\xab & co'), ('tag', 'a'), ('tag', 'b')]"\n"""),
+    ('docs/recipes.md', 'A file in a form', 'stored\n'),
+    ('docs/recipes.md', 'A body of unknown length', '3890\n'),
+    ('docs/recipes.md', 'Many at once', 'https://example.com/49 404\n49\n'),
+    ('docs/recipes.md', 'Lines as they come', "{'number': 1}\n{'number': 2}\n{'number': 3}\n"),
+    ('docs/recipes.md', 'Decompression',
+     'gzip 200 200000\nmembers 200 200000\nbr 200 200000\nplain 200 200000\n'
+     'bomb more than 1000000 bytes, decompressed\ncut the compressed data is cut short\n'),
+    ('docs/recipes.md', 'Redirects',
+     "200 b'/redirects/relative/end?x=%C3%A9'\n200 b'Bearer secret'\n200 b'None'\n"
+     'a redirect from https to http\nmore than 10 redirects\n'),
+    ('docs/recipes.md', 'Cookies', "200 b'welcome'\n200 b'a=1'\n200 b'None'\n"),
+    ('docs/recipes.md', 'Authentication',
+     "200 b'Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=='\n200 b'Bearer mF_9.B5f-4.1JqM'\n200 b'None'\n"),
+    ('docs/recipes.md', 'A base URL and default headers',
+     """200 b"['/v2/items', 'example/1.0', ['text/csv']]"\n"""),
+    ('docs/recipes.md', 'Another try',
+     'again, after HttpConnectionClosedError\n' * 2 + "again, after 503\n(b'200', b'whole!')\n"),
+    ('docs/recipes.md', 'A deadline', 'given up: 0.2 seconds have passed\n'),
+    ('docs/recipes.md', 'The host with its port', "200 b'localhost'\n200 b'localhost:8080'\n"),
+    ('docs/recipes.md', "Names by the system's resolver", ECHOED),
+    ('docs/recipes.md', 'Names by a table', ECHOED),
+    ('docs/recipes.md', 'Sockets of your own', """200 b"''"\n200 b"'127.0.0.2'"\n"""),
+    ('docs/recipes.md', 'Addresses that are refused',
+     'no connection to 127.0.0.1, port 8080: ...\nno connection to localhost, port 8080: ...\n'),
+    ('docs/recipes.md', 'Tests without a network', 'passed\n'),
+    ('docs/reference.md', 'The request', ECHOED),
+    ('docs/reference.md', 'TLS', ECHOED),
+    ('docs/reference.md', 'Logging', ECHOED),
 )
 
-# What completes those that are a function
-FRAME = 'await example(request)'
+# What makes a program of README's layer
+OF_LAYER = """
+import asyncio
+from lowhaio import Pool, buffered
+
+async def main():
+    request, close = Pool()
+    code, _, body = await with_user_agent(request)(b'GET', 'https://example.com/agent')
+    print(code.decode(), await buffered(body))
+    await close()
+
+asyncio.run(main())
+"""
 
 
-class TestReadme(unittest.TestCase):
+def run_app(coroutine):
+    """Stand in for aiohttp's run_app, which runs for ever: ask the application once."""
+    async def main():
+        runner = web.AppRunner(await coroutine)
+        await runner.setup()
+        await web.TCPSite(runner, '127.0.0.1', 0).start()
+        reader, writer = await asyncio.open_connection(*runner.addresses[0])
+        writer.write(b'GET / HTTP/1.0\r\n\r\n')
+        head, _, body = (await reader.read()).partition(b'\r\n\r\n')
+        writer.close()
+        await runner.cleanup()
+        print(head.split()[1].decode(), body)
+    asyncio.run(main())
+
+
+class TestDocs(unittest.TestCase):
 
     maxDiff = None
 
@@ -8565,47 +8548,46 @@ class TestReadme(unittest.TestCase):
         self.enter(mock.patch.object(lowhaio, 'Pool', functools.partial(
             lowhaio.Pool, get_dns_resolver=local_resolver, get_sock=redirected_sock,
             get_ssl_context=functools.partial(ssl.create_default_context, cafile='ca.pem'))))
+        self.enter(mock.patch.object(web, 'run_app', run_app))
 
     def enter(self, context):
         value = context.__enter__()
         self.addCleanup(context.__exit__, None, None, None)
         return value
 
-    def test_python_examples_print_and_do_what_is_expected(self):
-        blocks = readme_blocks('python')
-        (frame,) = (source for _, source, _ in blocks if self.is_frame(source))
-        printed = iter(PRINTED)
-        for line, source, (heading,) in blocks:
-            if self.is_frame(source):
-                continue
-            whole = source + frame * ('def example(' in source)
-            expected_heading, expected = next(printed, ('', ''))
-            with self.subTest(line=line, heading=heading):
+    def test_python_blocks_print_and_do_what_is_expected(self):
+        blocks = [(page, *block) for page in PAGES for block in blocks_of(page)]
+        self.assertEqual([(page, heading) for page, _, _, heading in blocks],
+                         [(page, heading) for page, heading, _ in PRINTED])
+        for (page, line, source, heading), (_, _, printed) in zip(blocks, PRINTED):
+            with self.subTest(page=page, line=line, heading=heading):
+                whole = source + OF_LAYER * (heading == 'Layers')
                 self.check_convention(whole)
-                self.assertEqual(heading, expected_heading)
-                self.printed = self.run_example(line, whole)
-                # How many parts a download has is up to the network
+                self.printed = self.run_block(page, line, whole)
                 self.assertEqual(
-                    re.sub(r'(\r[ \d]{3} %)*\r100 %', '...100 %', self.printed), expected)
+                    re.sub(r'(no connection to .*?: ).*', r'\1...', self.printed), printed)
                 getattr(self, 'check_' + re.sub(r'\W+', '_', heading.lower()), bool)()
-        self.assertEqual(list(printed), [])
+
+    def check_json_a_file_up_a_file_down(self):
+        self.assertTrue(self.https.file == self.data)  # A difference would take long to show
+        self.assertTrue(Path('copy.bin').read_bytes() == self.data)
 
     def check_many_at_once(self):
         self.assertEqual(self.https.most_active, 10)
         self.assertEqual(sorted(self.https.requests), sorted(
             ('GET', '/%d' % number) for number in range(50)))
 
-    def check_forms(self):
-        if self.https.parts:
-            (field, value), (file, data) = self.https.parts
-            self.assertEqual((field, value), ('form-data; name="title"', b'My file'))
-            self.assertEqual(file, 'form-data; name="upload"; filename="file"')
-            self.assertTrue(data == self.data)  # A difference would take long to show
+    def check_a_file_in_a_form(self):
+        (field, value), (file, data) = self.https.parts
+        self.assertEqual((field, value), ('form-data; name="title"', b'My "file"'))
+        self.assertEqual(file, 'form-data; name="upload"; filename="file.bin"')
+        self.assertTrue(data == self.data)
 
-    def check_a_file_up_and_down_with_progress(self):
-        self.assertIn("\r 25 %\r 51 %\r 76 %\r100 %\nb'201'\n", self.printed)
-        self.assertTrue(self.https.file == self.data)
-        self.assertTrue(Path('copy.bin').read_bytes() == self.data)
+    def check_decompression(self):
+        self.assertLess(self.peak, 10000000)
+
+    def check_redirects(self):
+        self.assertEqual(len([path for _, path in self.https.requests if 'endless' in path]), 11)
 
     def check_names_by_the_system_s_resolver(self):
         self.assertEqual(ServedSocket.addresses, [('127.0.0.1', 8080)])
@@ -8613,58 +8595,29 @@ class TestReadme(unittest.TestCase):
     def check_names_by_a_table(self):
         self.assertEqual(ServedSocket.addresses, [('192.0.2.7', 443)])
 
-    def check_sockets_of_one_s_own(self):
+    def check_sockets_of_your_own(self):
         self.assertEqual(ServedSocket.addresses, ['app.sock', ('127.0.0.1', 8080)])
 
-    def test_socket_of_ones_own_may_refuse_addresses(self):
-        seen = []
-
-        class Refusing(socket.socket):
-            def connect_ex(self, address):
-                seen.append(address)
-                return errno.EACCES
-
-        async def main():
-            request, close = lowhaio.Pool(get_sock=Refusing)
-            for url in ('http://127.0.0.1:8080/', 'http://localhost:8080/'):
-                with self.assertRaisesRegex(HttpConnectionError, 'Permission denied'):
-                    await request(b'GET', url)
-            await close()
-        asyncio.run(main())
-        self.assertEqual(set(seen), {('127.0.0.1', 8080)})
-        self.assertGreaterEqual(len(seen), 2)
-
-    def test_links_lead_to_headings(self):
-        readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-        headings = [
-            re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
-            for heading in re.findall(r'^##+ (.*)', readme, re.MULTILINE)]
-        links = re.findall(r'\]\(#([^)]*)\)', readme)
-        self.assertEqual([link for link in links if headings.count(link) != 1], [])
-        self.assertGreater(len(links), 20)
-
-    def check_decompression(self):
-        self.assertLess(self.peak, 10000000)
-
-    @staticmethod
-    def is_frame(source):
-        return FRAME in source and 'def example(' not in source
+    def check_addresses_that_are_refused(self):
+        self.assertEqual(self.printed.count('Permission denied'), 2)
+        self.assertEqual(ServedSocket.addresses, [])
 
     def check_convention(self, source):
-        self.assertIn('async def main()', source)
-        self.assertTrue(source.endswith('\nasyncio.run(main())\n'))
+        if 'run_app' not in source:
+            self.assertRegex(source, r'async def main\(\)')
+            self.assertTrue(source.endswith('\nasyncio.run(main())\n'))
         for url in re.findall(r'\w+://[^\s\']*', source):
             self.assertRegex(
                 url, r'^(https://example\.com(:8443)?|http://localhost:8080|http://127\.0\.0\.1:8080)')
 
-    def run_example(self, line, source):
+    def run_block(self, page, line, source):
         for server in (self.https, self.http, self.unix):
             server.requests.clear()
         ServedSocket.addresses.clear()
         printed = self.https.printed = Printed()
         unraisable = []
-        # Compiled so that a traceback shows the line of the README
-        code = compile('\n' * line + source, 'README.md', 'exec', dont_inherit=True)
+        # Compiled so that a traceback shows the line of the page
+        code = compile('\n' * line + source, page, 'exec', dont_inherit=True)
         with contextlib.redirect_stdout(printed), silent_root_logger(), \
                 mock.patch('sys.unraisablehook', unraisable.append), \
                 mock.patch.object(socket, 'socket', ServedSocket):
@@ -8678,30 +8631,106 @@ class TestReadme(unittest.TestCase):
         self.assertEqual(unraisable, [])
         return printed.getvalue()
 
-    def test_params_are_encoded_as_the_example_says(self):
-        found = [
-            (line, source) for line, source, _ in readme_blocks('python') if '# GET /' in source]
+    def test_params_are_encoded_as_the_block_says(self):
+        found = [(line, source) for line, source, _ in blocks_of('docs/reference.md')
+                 if '# GET /' in source]
         self.assertEqual(len(found), 1)
-        self.run_example(*found[0])
+        self.run_block('docs/reference.md', *found[0])
         self.assertIn('# %s %s\n' % self.https.requests[0], found[0][1])
 
+    PASSES_CODES_ON = ('Five rules', 'Layers', 'Another try', 'Tests without a network')
+
+    def test_code_that_is_not_expected_is_an_error_of_each_block_that_does_not_print_it(self):
+        answer = ReadmeHandler.answer
+        for page in PAGES:
+            for line, source, heading in blocks_of(page):
+                if heading in self.PASSES_CODES_ON or re.search(r'print\((\w+, )?code', source):
+                    continue
+                for method in re.findall(r"request\(\s*b'(\w+)'", source):
+                    def refuse(handler, body, method=method):
+                        if handler.command == method:
+                            handler.send(b'{"a": 1}', code=500)
+                        else:
+                            answer(handler, body)
+
+                    with self.subTest(page=page, line=line, heading=heading, method=method), \
+                            mock.patch.object(ReadmeHandler, 'answer', refuse):
+                        with self.assertRaisesRegex(RuntimeError, '500'):
+                            self.run_block(page, line, source)
+                        self.assertFalse(Path('copy.bin').exists())
+
     def test_first_two_commands(self):
-        commands = [command for _, command, _ in readme_blocks('bash')]
+        commands = [command for _, command, _ in blocks_of('README.md', 'bash')]
         self.assertEqual(commands[:2], [
             'python -m pip install . && python examples/quickstart.py\n',
             "python -m pip install '.[test]' && python -W error -X dev -m unittest\n",
         ])
 
+
+class TestPages(unittest.TestCase):
+    """What can be told of README and docs without running them."""
+
+    def test_links_lead_to_files_and_headings(self):
+        number = 0
+        for page in PAGES:
+            for link in re.findall(r'\]\(([^)]*)\)', text_of(page)):
+                with self.subTest(page=page, link=link):
+                    number += 1
+                    if not re.match(r'https?://', link):
+                        self.check_link(page, link)
+        self.assertGreater(number, 60)
+
+    def check_link(self, page, link):
+        path, _, heading = link.partition('#')
+        target = (ROOT / page).parent / path if path else ROOT / page
+        self.assertTrue(target.exists(), target)
+        if heading:
+            text = re.sub(r'^```.*?^```$', '', target.read_text(encoding='utf-8'),
+                          flags=re.DOTALL | re.MULTILINE)
+            headings = [
+                re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-')
+                for title in re.findall(r'^##+ (.*)', text, re.MULTILINE)]
+            self.assertEqual(headings.count(heading), 1, headings)
+
+    def test_each_page_and_example_is_linked(self):
+        linked = {
+            os.path.normpath(os.path.join(os.path.dirname(page), link.partition('#')[0]))
+            for page in PAGES for link in re.findall(r'\]\(([^)]*)\)', text_of(page))}
+        text = ''.join(map(text_of, PAGES))
+        self.assertEqual([page for page in PAGES[1:] if page not in linked], [])
+        self.assertEqual([
+            path.name for path in (ROOT / 'examples').glob('*.py')
+            if '%s' % path.name not in text and path.name != 'quickstart_server.py'], [])
+
+    def test_no_paragraph_stands_in_two_places(self):
+        seen = {}
+        for page in PAGES:
+            text = re.sub(r'^```.*?^```$', '', text_of(page), flags=re.DOTALL | re.MULTILINE)
+            for part in re.split(r'\n\n|\n(?=- |\| )', text):
+                paragraph = ' '.join(part.split())
+                if len(paragraph) > 60 and ' --- ' not in paragraph:
+                    self.assertIsNone(seen.get(paragraph), (page, paragraph))
+                    seen[paragraph] = page
+
     def test_table_of_arguments_has_all_of_them_and_their_defaults(self):
-        readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-        # The Pool of the examples is a partial of the real one
-        parameters = inspect.signature(lowhaio.Pool.func).parameters
-        table = readme[readme.index('\nOf `Pool`:'):readme.index('\n`close` takes')]
-        for name, parameter in parameters.items():
+        readme = text_of('README.md')
+        table = readme[readme.index('\nOf `Pool`:'):readme.index('\n## Layers')]
+        for name, parameter in inspect.signature(lowhaio.Pool).parameters.items():
             with self.subTest(name=name):
                 row = next(row for row in table.splitlines() if '`%s`' % name in row)
                 if not callable(parameter.default):
                     self.assertIn('`%r`' % (parameter.default,), row)
+
+    def test_tree_of_exceptions_is_that_of_the_module(self):
+        def lines(kind, prefix=''):
+            for index, child in enumerate(kind.__subclasses__()):
+                is_last = index == len(kind.__subclasses__()) - 1
+                yield prefix + ('└── ' if is_last else '├── ') + child.__name__
+                yield from lines(child, prefix + ('    ' if is_last else '│   '))
+
+        public = [line for line in lines(HttpError) if '_' not in line]
+        shown = re.findall(r'^    (.*?Http\w+)', text_of('README.md'), re.MULTILINE)
+        self.assertEqual(sorted(shown), sorted(['HttpError', *public]))
 
 
 @contextlib.contextmanager
@@ -8717,70 +8746,102 @@ def silent_root_logger():
             root.setLevel(level)
 
 
-def run_script(name, *arguments, folder):
+def run_script(name, *arguments, folder, **environment):
     """Run one of the examples; return its exit code, output and report."""
-    with run_in_background(name, *arguments, folder=folder) as process:
+    with run_in_background(name, *arguments, folder=folder, **environment) as process:
         try:
             output, report = process.communicate(timeout=60)
         finally:
             process.kill()
+    return process.returncode, output, clean(report)
+
+
+def clean(report):
     # In development mode asyncio reports what a busy machine has made slow
-    return process.returncode, output, re.sub(r'(?m)^Executing <.*\n', '', report.decode())
+    return re.sub(r'(?m)^Executing <.*\n', '', report.decode())
 
 
-def run_in_background(name, *arguments, folder):
-    return subprocess.Popen(
-        [sys.executable, '-W', 'error', '-X', 'dev', str(ROOT / 'examples' / name), *arguments],
-        cwd=folder, env=dict(os.environ, PYTHONPATH=str(ROOT), TMPDIR=folder),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def run_in_background(name, *arguments, folder, **environment):
+    # A shell's job in the background ignores SIGINT, and so would what it starts
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(
+            [sys.executable, '-W', 'error',
+             # Of the package, which is as it is published
+             '-W', 'ignore:datetime.datetime.utcnow:DeprecationWarning',
+             '-X', 'dev', str(ROOT / 'examples' / name), *arguments],
+            cwd=folder, env=dict(os.environ, PYTHONPATH=str(ROOT), TMPDIR=folder, **environment),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
-class TestQuickstart(unittest.TestCase):
-
-    def run_quickstart(self, *arguments):
-        with tempfile.TemporaryDirectory() as folder:
-            result = run_script('quickstart.py', *arguments, folder=folder)
-            files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-        return (*result, files)
-
-    def test_without_arguments_it_sends_a_file_and_gets_it_back(self):
-        code, output, report, files = self.run_quickstart()
-        self.assertEqual(code, 0, report)
-        self.assertEqual(output, b'The same came back, over the same connection\n')
-        self.assertRegex(report, re.compile(r"""
-            PUT\ 200\n
-            \ +\(b'client-port',\ b'(\d+)'\)\n
-            \ +\(b'content-length',\ b'0'\)\n
-            \ +32000000\ bytes,\ [\d.]+\ MB/s\n
-            GET\ 200\n
-            \ +\(b'client-port',\ b'\1'\)\n
-            \ +\(b'content-length',\ b'32000000'\)\n
-            \ +32000000\ bytes,\ [\d.]+\ MB/s\n
-            \Z""", re.VERBOSE))
-        self.assertEqual(files, {})
-
-    def test_url_to_standard_output(self):
-        with echo_server() as server:
-            code, output, report, files = self.run_quickstart(url_of(server))
-        self.assertEqual((code, output, files), (0, b'{"hello": "world"}', {}), report)
-        self.assertRegex(report, r'\AGET 200\n(    .*\n)+    18 bytes, [\d.]+ MB/s\n\Z')
-
-    def test_url_to_file(self):
-        with echo_server() as server:
-            code, output, report, files = self.run_quickstart(url_of(server), 'file')
-        self.assertEqual((code, output, files), (0, b'', {'file': b'{"hello": "world"}'}), report)
-
-    def test_connection_that_is_refused_is_a_message_and_exit_code_1(self):
-        with socket.socket() as bound:
-            bound.bind(('127.0.0.1', 0))  # But it doesn't listen
-            code, output, report, files = self.run_quickstart(
-                'http://127.0.0.1:%d/' % bound.getsockname()[1], 'file')
-        self.assertEqual((code, output, files), (1, b'', {}))
-        self.assertRegex(report, r'\AHttpConnectionError: .*Connection refused.*\n\Z')
+def example(name):
+    """Return the names that one of the examples defines."""
+    with mock.patch.object(sys, 'path', [str(ROOT / 'examples'), *sys.path]):
+        return types.SimpleNamespace(**runpy.run_path(str(ROOT / 'examples' / name)))
 
 
 def url_of(server):
     return 'http://127.0.0.1:%d/' % server.server_port
+
+
+class ExampleTest(unittest.TestCase):
+
+    maxDiff = None
+
+    def setUp(self):
+        context = tempfile.TemporaryDirectory()
+        self.folder = Path(context.__enter__())
+        self.addCleanup(context.__exit__, None, None, None)
+
+    def files(self):
+        return {str(path.relative_to(self.folder)): path.read_bytes()
+                for path in self.folder.rglob('*') if path.is_file()}
+
+
+class TestExamples(ExampleTest):
+
+    def test_each_has_help_and_refuses_what_it_does_not_know(self):
+        for name in ('quickstart.py', 'download.py', 'upload.py', 'sse.py', 'proxy.py',
+                     'crawler.py'):
+            with self.subTest(name=name):
+                code, output, report = run_script(name, '--help', folder=str(self.folder))
+                self.assertEqual((code, report), (0, ''))
+                self.assertIn(b'usage: ' + name.encode(), output)
+                code, _, report = run_script(name, '--unknown', folder=str(self.folder))
+                self.assertEqual(code, 2)
+                self.assertIn('error: ', report)
+
+
+class TestQuickstart(ExampleTest):
+
+    def test_it_sends_a_file_and_gets_it_back(self):
+        code, output, report = run_script(
+            'quickstart.py', '--megabytes', '5', folder=str(self.folder))
+        self.assertEqual((code, report), (0, ''))
+        self.assertRegex(output, rb'\A100 % of 5000000 bytes sent, \d+ MB/s\n'
+                                 rb'100 % of 5000000 bytes received, \d+ MB/s\n'
+                                 rb'The same came back\n\Z')
+        self.assertEqual(self.files(), {})
+
+    PASSES_CODES_ON = ('Five rules', 'Layers', 'Another try', 'Tests without a network')
+
+    def test_code_that_is_not_expected_is_an_error_and_leaves_no_file(self):
+        script = example('quickstart.py')
+        path = self.folder / 'file'
+        path.write_bytes(b'data')
+
+        async def main(function, path):
+            request, close = Pool()
+            with self.assertRaisesRegex(RuntimeError, '404'):
+                await function(request, url_of(server) + 'x', str(path))
+            await close()
+        with echo_server(handler=SiteHandler) as server, \
+                contextlib.redirect_stdout(io.StringIO()):
+            asyncio.run(main(script.upload, path))
+            asyncio.run(main(script.download, self.folder / 'copy'))
+        self.assertEqual(self.files(), {'file': b'data'})
 
 
 class SiteHandler(EchoHandler):
@@ -8807,125 +8868,560 @@ class SiteHandler(EchoHandler):
             self.send(b'', code=404)
 
 
-class TestCrawler(unittest.TestCase):
+class TestCrawler(ExampleTest):
 
     def crawl(self, server, *arguments):
-        with tempfile.TemporaryDirectory() as folder:
-            return run_script('crawler.py', url_of(server) + '0', *arguments, folder=folder)
+        return run_script('crawler.py', url_of(server) + '0', *arguments, folder=str(self.folder))
 
     def test_it_lists_the_pages_of_a_site_four_at_once_and_goes_on_after_errors(self):
         with echo_server(handler=SiteHandler) as server:
             server.at_once = 4
-            code, output, report = self.crawl(server, '4')
+            code, output, report = self.crawl(server, '--at-once', '4')
         codes = {**{'%d' % number: '200' if number < 30 else '404' for number in range(37)},
                  'data': '200', 'moved': '302', 'here': '404'}
         self.assertEqual(sorted(output.decode().split('\n')), sorted(
             ['', *('%s %s%s' % (codes[name], url_of(server), name) for name in codes)]), report)
         self.assertEqual((code, server.most_active), (1, 4), report)
         self.assertEqual(len(server.requests), 41)
-        self.assertIn("cut': HttpConnectionClosedError(", report)
-        self.assertIn('41 of 41\r', report)
+        self.assertRegex(report, r"\A'http://.*/cut': the server closed .*\n\Z")
 
     def test_it_stops_at_the_number_of_pages_that_is_given(self):
         with echo_server(handler=SiteHandler) as server:
-            code, output, report = self.crawl(server, '2', '5')
+            code, output, report = self.crawl(server, '--at-once', '2', '--pages', '5')
         self.assertEqual((code, len(output.splitlines()), len(server.requests)), (0, 5, 5), report)
 
 
 class RangesHandler(EchoHandler):
-    """Serves a file in parts, and closes its connection after so many bytes of each response."""
+    """Serves files in parts, and closes its connection after so many bytes of each response."""
 
     def answer(self, _):
         server = self.server
-        start = int((self.headers['range'] or 'bytes=0-')[6:-1])
-        server.asked.append((start, self.headers['if-range']))
-        if not server.etag or self.headers['if-range'] != server.etag:
-            start = 0
-        size = len(server.file)
-        fields = [('etag', server.etag)] if server.etag else []
-        if start == size:
-            self.send(b'', ('content-range', 'bytes */%d' % size), *fields, code=416)
+        name = urllib.parse.unquote(self.path[1:])
+        if name not in server.files:
+            self.send(b'no such file', code=404)
             return
-        if start:
-            fields.append(('content-range', 'bytes %d-%d/%d' % (start, size - 1, size)))
+        data = server.files[name]
+        start = int((self.headers['range'] or 'bytes=0-')[6:-1])
+        server.asked.append((name, start))
+        if self.headers['range'] and start >= len(data):
+            self.send(b'', ('content-range', 'bytes */%d' % len(data)), code=416)
+            return
+        fields = [('content-range', 'bytes %d-%d/%d' % (start, len(data) - 1, len(data)))] \
+            if start else []
         self.send_head(
-            ('content-length', str(size - start)), *fields, code=206 if start else 200)
-        self.wfile.write(server.file[start:][:server.cut_after.pop(0)])
+            ('content-length', str(len(data) - start)), *fields, code=206 if start else 200)
+        self.wfile.write(data[start:][:server.cut_after.pop(0) if server.cut_after else None])
         if server.hangs:
             self.rfile.read(1)  # Until the client is gone
         self.close_connection = True
 
 
-class TestResumableDownload(unittest.TestCase):
+class TestDownload(ExampleTest):
 
     def setUp(self):
-        context = tempfile.TemporaryDirectory()
-        self.folder = Path(context.__enter__())
-        self.addCleanup(context.__exit__, None, None, None)
+        super().setUp()
         self.data = os.urandom(300000)
-
-    def download(self, *cut_after, etag='"1"', asked=()):
-        script = runpy.run_path(str(ROOT / 'examples/resumable_download.py'))
-        output, report = io.StringIO(), io.StringIO()
-        with self.server(*cut_after, etag=etag) as server, \
-                contextlib.redirect_stdout(output), contextlib.redirect_stderr(report):
-            asyncio.run(script['download'](url_of(server), str(self.folder / 'file')))
-        self.assertEqual(server.asked, list(asked))
-        self.assertEqual([path.name for path in self.folder.iterdir()], ['file'])
-        self.assertTrue((self.folder / 'file').read_bytes() == self.data)
-        return output.getvalue(), report.getvalue()
+        self.into = self.folder / 'into'
+        self.into.mkdir()
 
     @contextlib.contextmanager
-    def server(self, *cut_after, etag='"1"'):
+    def server(self, *cut_after, **files):
         with echo_server(handler=RangesHandler) as server:
-            server.file, server.etag = self.data, etag
-            server.cut_after, server.asked, server.hangs = [*cut_after, 300000], [], False
+            server.files = {'file': self.data}
+            server.files.update(files)
+            server.cut_after, server.asked, server.hangs = [*cut_after], [], False
             yield server
 
-    def part(self, data, etag=b'"1"'):
-        (self.folder / 'file.part').write_bytes(data)
-        (self.folder / 'file.etag').write_bytes(etag)
+    @staticmethod
+    def short(**files):
+        return {name: hashlib.sha256(data).hexdigest()[:8] for name, data in files.items()}
 
-    def test_connection_that_is_cut_twice_is_gone_on_from_where_it_was(self):
-        output, report = self.download(100000, 50000, asked=(
-            (0, None), (100000, '"1"'), (150000, '"1"')))
-        self.assertEqual(output, 'from byte 0\nfrom byte 100000\nfrom byte 150000\n')
-        self.assertEqual(report.count('going on, after: '), 2)
+    def sums(self, files):
+        (self.folder / 'SUMS').write_text(''.join(
+            '%s  %s\n' % (hashlib.sha256(data).hexdigest(), name)
+            for name, data in files.items()), encoding='utf-8')
 
-    def test_part_of_an_earlier_run_is_gone_on_from(self):
-        self.part(self.data[:200000])
-        self.download(asked=[(200000, '"1"')])
+    def download(self, server, files):
+        self.sums(files)
+        result = run_script('download.py', url_of(server), 'SUMS', '--into', str(self.into),
+                            '--at-once', '2', folder=str(self.folder))
+        return result, self.short(**read_files(self.into))
 
-    def test_part_of_another_version_is_dropped(self):
-        self.part(b'old' * 50000, b'"0"')
-        self.download(asked=[(150000, '"0"')])
+    def test_files_of_all_names_are_there_in_the_end(self):
+        files = {'file': self.data, 'a/b c?#%41\xe9': b'odd', 'empty': b''}
+        with self.server(**files) as server:
+            server.files['empty'] = b''
+            result, found = self.download(server, files)
+        self.assertEqual((result[0], found), (0, self.short(**files)), result)
+        self.assertTrue(result[2].endswith('3 of 3\r'), result)
 
-    def test_part_without_a_strong_etag_is_dropped(self):
-        self.part(self.data[:200000], b'')
-        self.download(10000, etag='W/"1"', asked=[(0, None), (0, None)])
+    def test_file_that_is_cut_twice_is_gone_on_with_where_it_was(self):
+        with self.server(100000, 50000) as server:
+            result, found = self.download(server, {'file': self.data})
+        self.assertEqual((result[0], found), (0, self.short(file=self.data)), result)
+        self.assertEqual(server.asked, [('file', 0), ('file', 100000), ('file', 150000)])
 
-    def test_part_that_was_whole_already_is_kept(self):
-        self.part(self.data)
-        self.download(asked=[(300000, '"1"')])
+    def test_part_of_an_earlier_run_is_gone_on_with_and_a_whole_one_is_kept(self):
+        for size in (200000, 300000):
+            (self.into / 'file').unlink() if (self.into / 'file').exists() else None
+            (self.into / 'file.part').write_bytes(self.data[:size])
+            with self.subTest(size=size), self.server() as server:
+                result, found = self.download(server, {'file': self.data})
+                self.assertEqual((result[0], found), (0, self.short(file=self.data)), result)
+                self.assertEqual(server.asked, [('file', size)])
 
-    def test_program_that_is_killed_leaves_what_the_next_one_goes_on_from(self):
+    def test_file_that_is_there_is_not_fetched_again(self):
+        (self.into / 'file').write_bytes(self.data)
+        with self.server() as server:
+            result, _ = self.download(server, {'file': self.data})
+        self.assertEqual((result[0], server.requests), (0, []), result)
+
+    def test_file_with_another_checksum_or_code_is_missing_and_the_rest_is_there(self):
+        (self.into / 'wrong.part').write_bytes(b'old')
+        with self.server(wrong=b'another') as server:
+            result, found = self.download(server, {
+                'wrong': b'expected', 'missing': b'', '../outside': b'', 'file': self.data})
+        self.assertEqual((result[0], found), (1, self.short(file=self.data)), result)
+        for line in ('wrong: its checksum is another one', 'missing: the server answered 404',
+                     '../outside: not a name in the folder'):
+            self.assertIn(line, result[2])
+
+    def test_program_that_is_killed_leaves_what_the_next_one_goes_on_with(self):
+        part = self.into / 'file.part'
         with self.server(100000) as server:
             server.hangs = True
-            with run_in_background('resumable_download.py', url_of(server), 'file',
-                                   folder=str(self.folder)) as process:
-                while self.size_of_part() < 65536:
+            self.sums({'file': self.data})
+            with run_in_background('download.py', url_of(server), 'SUMS', '--into',
+                                   str(self.into), folder=str(self.folder)) as process:
+                while not part.exists() or part.stat().st_size < 65536:
                     self.assertIsNone(process.poll())
                     time.sleep(0.01)
                 process.kill()
                 process.communicate()
-        self.download(asked=[(self.size_of_part(), '"1"')])
+        size = part.stat().st_size
+        with self.server() as server:
+            result, found = self.download(server, {'file': self.data})
+        self.assertEqual((result[0], found), (0, self.short(file=self.data)), result)
+        self.assertEqual(server.asked, [('file', size)])
 
-    def size_of_part(self):
-        part = self.folder / 'file.part'
-        return part.stat().st_size if part.exists() else 0
+    def test_slash_that_is_missing_is_an_error(self):
+        self.sums({})
+        code, _, report = run_script('download.py', 'http://localhost/a', 'SUMS',
+                                     folder=str(self.folder))
+        self.assertEqual(code, 2)
+        self.assertIn('does not end with a slash', report)
 
-    def test_server_that_answers_something_else_is_a_message_and_exit_code_1(self):
-        with echo_server(handler=SiteHandler) as server:
-            code, _, report = run_script(
-                'resumable_download.py', url_of(server) + 'x', 'file', folder=str(self.folder))
-        self.assertEqual((code, report), (1, 'RuntimeError: the server answered 404 \n'))
+
+class TestUpload(S3Test):
+    """examples/upload.py"""
+
+    ENVIRONMENT = types.MappingProxyType({
+        'AWS_ACCESS_KEY_ID': AMZ_KEY, 'AWS_SECRET_ACCESS_KEY': AMZ_SECRET, 'AWS_REGION': REGION})
+
+    async def test_files_are_uploaded_whatever_their_names(self):
+        self.forgive_utcnow(UNSIGNED)
+        files = {'file': b'some text', 'empty': b'', 'a/b/large': bytes(range(256)) * 1000,
+                 "a%20b 100% \xe9+;:@&=$,!*'()~?#": b'odd'}
+        server, url = await self.bucket('127.0.0.1')
+        folder = self.folder()
+        write_files(folder, files)
+        with mock.patch.dict(os.environ, self.ENVIRONMENT), \
+                contextlib.redirect_stdout(io.StringIO()) as printed:
+            self.assertEqual(
+                await example('upload.py').upload(Path(folder), url + '/in/', 2), 0)
+        self.assertEqual(sorted(printed.getvalue().splitlines()), sorted(files))
+
+        request = self.signed(UNSIGNED)
+        _, _, listing = await fetch(request, b'GET', url, params=(('list-type', '2'),))
+        self.assertEqual(listed_keys(listing), sorted('in/' + name for name in files))
+        _, _, body = await fetch(request, b'GET', url + '/in/a/b/large')
+        self.assertEqual(body, files['a/b/large'])
+        self.check_signatures(server)
+
+    async def test_command(self):
+        _, url = await self.bucket()
+        for bucket, code, output, report in (
+                (url.rpartition('/')[2] + '/', 0, b'file\n', r'\Z'),
+                ('not-there/', 1, b'', r'file: 404, .*NoSuchBucket'),
+                ('not-there', 2, b'', r'(.|\n)*does not end with a slash\n')):
+            folder = self.folder()
+            write_files(folder, {'file': b'data'})
+            finished = run_script(
+                'upload.py', folder, 'http://127.0.0.1:%d/%s' % (moto().address[1], bucket),
+                folder=self.folder(), **self.ENVIRONMENT)
+            self.assertEqual(finished[:2], (code, output), finished)
+            self.assertRegex(finished[2], r'\A' + report)
+        answer = await fetch(self.signed(UNSIGNED), b'GET', url + '/file')
+        self.assertEqual((answer[0], answer[2]), (b'200', b'data'))
+
+
+class EventsHandler(EchoHandler):
+    """A streaming API: server.script is what it does at each request."""
+
+    def answer(self, body):
+        self.server.bodies.append(body)
+        step = self.server.script.pop(0)
+        if isinstance(step, int):
+            self.send(b'not now', ('retry-after', '0'), code=step)
+            return
+        self.send_head(('content-type', 'text/event-stream'), ('transfer-encoding', 'chunked'))
+        for chunk in step:
+            if chunk is None:  # Until the client is gone
+                self.server.waits.set()
+                self.server.client_is_gone = self.rfile.read(1) == b''
+                self.close_connection = True
+                return
+            self.wfile.write(b'%x\r\n%b\r\n' % (len(chunk), chunk))
+        self.wfile.write(b'0\r\n\r\n')
+
+
+class TestSse(ExampleTest):
+
+    STREAM = (b': hello\r\n\r\nevent: a\ndata: {"n":\ndata:1}\n\nid: 7\ndata: \xc3\xa9\r\n\r\n'
+              b'data: three\n\n\n\ndata: not whole')
+    EVENTS = '{"n":\n1}\n\xe9\nthree\n'
+
+    @contextlib.contextmanager
+    def server(self, *script):
+        with echo_server(handler=EventsHandler) as server:
+            server.script, server.bodies = [*script], []
+            server.client_is_gone, server.waits = False, threading.Event()
+            yield server
+
+    def run_sse(self, server, *arguments):
+        code, output, report = run_script(
+            'sse.py', url_of(server), '{"prompt": "x"}', *arguments, folder=str(self.folder))
+        self.assertEqual(set(server.bodies), {b'{"prompt": "x"}'})
+        return code, output.decode(), report
+
+    def test_events_are_printed_wherever_the_stream_is_cut(self):
+        with self.server([self.STREAM]) as server:
+            self.assertEqual(self.run_sse(server), (0, self.EVENTS, ''))
+        script = example('sse.py')
+        for size in range(1, len(self.STREAM)):
+            for start in range(size if size > 2 else 1):
+                cuts = [0, *range(start or size, len(self.STREAM), size), len(self.STREAM)]
+                events = script.Events()
+                found = [event for first, last in zip(cuts, cuts[1:])
+                         for event in events.feed(self.STREAM[first:last])]
+                self.assertEqual('\n'.join(found) + '\n', self.EVENTS)
+
+    def test_429_and_503_are_tried_again(self):
+        with self.server(429, 503, [self.STREAM]) as server:
+            code, output, report = self.run_sse(server)
+        self.assertEqual((code, output), (0, self.EVENTS))
+        self.assertEqual(report, '429: again in 0 s\n503: again in 0 s\n')
+
+    def test_other_codes_and_too_many_tries_are_errors(self):
+        for script in ([500], [429, 429]):
+            with self.subTest(script=script), self.server(*script) as server:
+                code, output, report = self.run_sse(server, '--tries', '2')
+                self.assertEqual((code, output), (1, ''))
+                self.assertIn("the server answered %d: b'not now'\n" % script[-1], report)
+
+    def test_event_without_an_end_is_an_error(self):
+        for stream in ([b'data: ' + bytes(500000)] * 3, [b'data: ' + bytes(99999) + b'\n'] * 11):
+            with self.server(stream) as server:
+                code, output, report = self.run_sse(server)
+                self.assertEqual(
+                    (code, output, report), (1, '', 'an event is longer than 1000000 bytes\n'))
+
+    def test_ctrl_c_closes_the_connection(self):
+        with self.server([b'data: one\n\n', None]) as server:
+            with run_in_background(
+                    'sse.py', url_of(server), '{}', folder=str(self.folder)) as process:
+                self.assertEqual(process.stdout.readline(), b'one\n')
+                server.waits.wait(10)
+                process.send_signal(signal.SIGINT)
+                output, report = process.communicate(timeout=10)
+            self.assertEqual((process.returncode, output, clean(report)), (130, b'', ''))
+        self.assertTrue(server.client_is_gone)
+
+
+def soon(awaitable):
+    return asyncio.wait_for(awaitable, TEST_SECONDS)
+
+
+class TestProxy(unittest.IsolatedAsyncioTestCase):
+    """examples/proxy.py between a client and a server of bytes."""
+
+    async def asyncSetUp(self):
+        self.connections = asyncio.Queue()
+        upstream = await asyncio.start_server(
+            lambda *streams: self.connections.put_nowait(streams), '127.0.0.1', 0)
+        self.addCleanup(upstream.close)
+        self.upstream = upstream.sockets[0].getsockname()[1]
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            self.port = free.getsockname()[1]
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.process = run_in_background(
+            'proxy.py', 'http://127.0.0.1:%d/' % self.upstream, '--port', str(self.port),
+            folder=self.folder.name)
+        self.addCleanup(self.end)
+        loop = asyncio.get_running_loop()
+        self.assertIn(b' to http://', await loop.run_in_executor(
+            None, self.process.stdout.readline))
+
+    def end(self):
+        with self.process:
+            self.process.send_signal(signal.SIGINT)
+            _, report = self.process.communicate(timeout=30)
+        self.assertEqual((self.process.returncode, clean(report)), (130, self.report))
+
+    report = ''
+
+    async def client(self, data):
+        reader, writer = await asyncio.open_connection('127.0.0.1', self.port)
+        self.addCleanup(writer.close)
+        writer.write(data)
+        return reader, writer
+
+    async def accepted(self):
+        reader, writer = await soon(self.connections.get())
+        self.addCleanup(writer.close)
+        return reader, writer
+
+    async def test_head_and_body_are_passed_on_each_way(self):
+        data = gzip.compress(os.urandom(10))
+        client, _ = await self.client(
+            b'POST /a%%2Fb?c=%%20 HTTP/1.1\r\nHost: proxy\r\nContent-Encoding: gzip\r\nX-A: 1\r\n'
+            b'Connection: x-b\r\nX-B: 2\r\nContent-Length: %d\r\n\r\n' % len(data) + data)
+        upstream, answer = await self.accepted()
+        head = (await soon(upstream.readuntil(b'\r\n\r\n'))).lower().split(b'\r\n')
+        self.assertEqual(head[0], b'post /a%2fb?c=%20 http/1.1')
+        self.assertEqual(sorted(head[1:-2]), sorted((
+            b'content-encoding: gzip', b'content-length: %d' % len(data), b'x-a: 1',
+            b'host: 127.0.0.1:%d' % self.upstream, b'x-forwarded-for: 127.0.0.1')))
+        self.assertEqual(await soon(upstream.readexactly(len(data))), data)
+        answer.write(b'HTTP/1.1 203 OK\r\nx-c: 3\r\nkeep-alive: timeout=5\r\n'
+                     b'content-length: 5\r\n\r\nh')
+        head = (await soon(client.readuntil(b'\r\n\r\n'))).lower()
+        self.assertEqual(head.split()[1], b'203')
+        self.assertIn(b'\r\nx-c: 3\r\n', head)
+        self.assertNotIn(b'keep-alive', head)
+        self.assertEqual(await soon(client.readexactly(1)), b'h')  # Before the rest is there
+        answer.write(b'ello')
+        self.assertEqual(await soon(client.readexactly(4)), b'ello')
+
+    async def test_chunks_go_up_as_they_come(self):
+        client, writer = await self.client(
+            b'PUT / HTTP/1.1\r\nHost: proxy\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n')
+        upstream, answer = await self.accepted()
+        self.assertIn(
+            b'\r\ntransfer-encoding: chunked\r\n', await soon(upstream.readuntil(b'\r\n\r\n')))
+        self.assertEqual(await soon(upstream.readexactly(8)), b'3\r\none\r\n')
+        writer.write(b'3\r\ntwo\r\n0\r\n\r\n')
+        self.assertEqual(await soon(upstream.readexactly(13)), b'3\r\ntwo\r\n0\r\n\r\n')
+        answer.write(b'HTTP/1.1 204 No Content\r\n\r\n')
+        self.assertEqual((await soon(client.readuntil(b'\r\n\r\n'))).split()[1], b'204')
+
+    async def test_early_response_is_passed_on(self):
+        client, writer = await self.client(
+            b'PUT / HTTP/1.1\r\nHost: proxy\r\nContent-Length: 1000000\r\n\r\nabc')
+        upstream, answer = await self.accepted()
+        await soon(upstream.readuntil(b'\r\n\r\nabc'))
+        answer.write(b'HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig')
+        writer.write(b'def')
+        self.assertEqual((await soon(client.readuntil(b'\r\n\r\n'))).split()[1], b'413')
+        self.assertEqual(await soon(client.readexactly(3)), b'big')
+        await soon(upstream.read())  # To the end, for the rest isn't asked for
+
+    async def test_client_that_goes_away_ends_the_request(self):
+        for head, begins in ((b'Content-Length: 9\r\n', False), (b'', False), (b'', True)):
+            with self.subTest(head=head, begins=begins):
+                client, writer = await self.client(
+                    b'PUT / HTTP/1.1\r\nHost: proxy\r\n' + head + b'\r\n')
+                upstream, answer = await self.accepted()
+                await soon(upstream.readuntil(b'\r\n\r\n'))
+                if begins:
+                    answer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n')
+                    await soon(client.readuntil(b'\r\n\r\n'))
+                writer.transport.abort()
+                with contextlib.suppress(ConnectionError):
+                    self.assertEqual(await soon(upstream.read()), b'')
+
+    async def test_server_that_breaks_off_is_not_taken_for_one_that_has_ended(self):
+        client, _ = await self.client(b'GET /path HTTP/1.1\r\nHost: proxy\r\n\r\n')
+        upstream, answer = await self.accepted()
+        await soon(upstream.readuntil(b'\r\n\r\n'))
+        answer.write(b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n')
+        await soon(client.readuntil(b'one\r\n'))
+        answer.close()
+        with contextlib.suppress(ConnectionError):
+            self.assertNotIn(b'0\r\n\r\n', await soon(client.read()))
+        self.report = mock.ANY
+
+    async def test_server_that_is_not_there_is_a_502(self):
+        client, _ = await self.client(b'GET / HTTP/1.1\r\nHost: proxy\r\n\r\n')
+        _, answer = await self.accepted()
+        answer.close()
+        self.assertEqual((await soon(client.readuntil(b'\r\n\r\n'))).split()[1], b'502')
+
+
+class ApiHandler(EchoHandler):
+    """What openai's SDK asks, and some paths that go wrong."""
+
+    def answer(self, body):
+        self.server.bodies.append((dict(self.headers), body))
+        if self.path == '/v1/chat/completions':
+            self.send_head(('content-type', 'text/event-stream'), ('transfer-encoding', 'chunked'))
+            for number in range(1000):
+                self.send_delta('%d ' % number)
+                if number == 2 and b'endless' in body:
+                    self.server.client_is_gone = self.rfile.read(1) == b''
+                    self.close_connection = True
+                    return
+                if number == 4:
+                    break
+            self.wfile.write(b'e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n')
+        elif self.path == '/gzip':
+            self.send(gzip.compress(b'plain'), ('content-encoding', 'gzip'))
+        elif self.path == '/moved':
+            self.send(b'', ('location', '/here'), code=302)
+        elif self.path == '/cut':
+            self.send_head(('content-length', '10'))
+            self.wfile.write(b'half')
+            self.close_connection = True
+        elif self.path == '/late':
+            self.rfile.read(1)
+            self.close_connection = True
+        elif self.path == '/bad':
+            self.wfile.write(b'HTTP/1.1 200 OK\r\na : b\r\n\r\n')
+        else:
+            super().answer(body)
+
+    def send_delta(self, text):
+        event = b'data: {"id": "1", "object": "chat.completion.chunk", "created": 1, ' \
+            b'"model": "m", "choices": [{"index": 0, "delta": {"content": "%b"}}]}\n\n' \
+            % text.encode()
+        self.wfile.write(b'%x\r\n%b\r\n' % (len(event), event))
+
+
+class TestHttpxTransport(ExampleTest):
+
+    def run_with(self, main, *args, **kwargs):
+        """Run main(client, server) with a client of httpx on lowhaio."""
+        transport = example('httpx_transport.py').LowhaioTransport
+
+        async def run():
+            async with httpx.AsyncClient(transport=transport(*args), **kwargs) as client:
+                await main(client, server)
+        with echo_server(handler=ApiHandler) as server:
+            server.bodies, server.client_is_gone = [], False
+            asyncio.run(run())
+            return server
+
+    def test_requests_and_responses_of_all_kinds(self):
+        async def lines():
+            yield b'one\n'
+            yield b''
+            yield b'two\n'
+
+        async def main(client, server):
+            url = url_of(server)
+            response = await client.get(
+                url.replace('//', '//user:secret@') + 'a%20b?c=d', params={'e': 'f g'})
+            self.assertEqual((response.status_code, response.json()), (200, {'hello': 'world'}))
+            self.assertEqual(server.requests[-1], ('GET', '/a%20b?e=f+g'))
+            self.assertIn('authorization', {name.lower() for name in server.bodies[-1][0]})
+
+            self.assertEqual((await client.post(url, json={'a': 1})).json(), {'a': 1})
+            self.assertEqual((await client.post(url, content=lines())).content, b'one\ntwo\n')
+            self.assertEqual((await client.put(url, files={'a': b'b'})).status_code, 200)
+            self.assertEqual((await client.head(url)).content, b'')
+            self.assertEqual((await client.get(url + 'gzip')).text, 'plain')
+            response = await client.get(url + 'moved', follow_redirects=True)
+            self.assertEqual(response.url.path, '/here')
+            async with client.stream('GET', url) as response:
+                self.assertEqual(b''.join([part async for part in response.aiter_bytes(3)]),
+                                 b'{"hello": "world"}')
+        server = self.run_with(main)
+        self.assertEqual(server.bodies[2][0]['Transfer-Encoding'], 'chunked')
+
+    def test_exceptions_are_those_of_httpx(self):
+        async def failing():
+            yield b'one'
+            raise KeyError('of the caller')
+
+        async def short():
+            yield b'one'
+
+        async def main(client, server):
+            url = url_of(server)
+            for path, kind in (
+                    (url + 'cut', httpx.RemoteProtocolError), (url + 'late', httpx.ReadTimeout),
+                    (url + 'bad', httpx.RemoteProtocolError),
+                    ('http://127.0.0.1:9/', httpx.ConnectError),
+                    ('https://127.0.0.1:%d/' % server.server_port, httpx.ConnectError),
+                    ('ftp://127.0.0.1/', httpx.UnsupportedProtocol)):
+                with self.subTest(path=path), self.assertRaises(kind) as caught:
+                    await client.get(path)
+                self.assertIs(type(caught.exception), kind)
+                self.assertIsNotNone(caught.exception.request)
+            with self.assertRaises(KeyError):
+                await client.post(url, content=failing())
+            with self.assertRaises(httpx.LocalProtocolError):
+                await client.post(url, content=short(), headers={'content-length': 'x'})
+        self.run_with(main, timeout=0.3)
+
+    def test_server_that_takes_nothing_is_a_write_timeout(self):
+        async def endless():
+            while True:
+                yield bytes(65536)
+
+        async def main(client, server):
+            with socket.socket() as sock:
+                sock.bind(('127.0.0.1', 0))
+                sock.listen()
+                with self.assertRaises(httpx.WriteTimeout):
+                    await client.post(
+                        'http://127.0.0.1:%d/' % sock.getsockname()[1], content=endless())
+        self.run_with(main, timeout=0.3)
+
+    def test_time_outs_have_a_pool_each_but_no_more_than_eight(self):
+        async def main(client, server):
+            for number in range(1, 12):
+                await client.get(url_of(server), timeout=number)
+            self.assertEqual(list(client._transport._pools), list(range(4, 12)))
+        self.run_with(main)
+
+    def test_openai_streams_a_completion_and_closes_one_that_is_left(self):
+        async def main(client, server):
+            sdk = openai.AsyncOpenAI(
+                api_key='key', base_url=url_of(server) + 'v1', http_client=client)
+            texts = []
+            for prompt in ('short', 'endless'):
+                stream = await sdk.chat.completions.create(
+                    model='m', messages=[{'role': 'user', 'content': prompt}], stream=True)
+                async for event in stream:
+                    texts.append(event.choices[0].delta.content)
+                    if prompt == 'endless' and len(texts) == 7:
+                        await stream.close()
+                        break
+            self.assertEqual(''.join(texts), '0 1 2 3 4 0 1 ')
+        server = self.run_with(main)
+        self.assertTrue(server.client_is_gone)
+
+    def test_openai_in_a_task_that_is_cancelled_closes_its_connection(self):
+        async def main(client, server):
+            sdk = openai.AsyncOpenAI(
+                api_key='key', base_url=url_of(server) + 'v1', http_client=client)
+            started = asyncio.Event()
+
+            async def read():
+                async with await sdk.chat.completions.create(
+                        model='m', messages=[{'role': 'user', 'content': 'endless'}],
+                        stream=True) as stream:
+                    async for event in stream:
+                        if event.choices[0].delta.content == '2 ':
+                            started.set()
+
+            task = asyncio.ensure_future(read())
+            await started.wait()
+            task.cancel()
+            with self.assertRaises(asyncio.CancelledError):
+                await task
+        server = self.run_with(main)
+        self.assertTrue(server.client_is_gone)

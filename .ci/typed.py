@@ -5,12 +5,17 @@ that they must find: both report one that isn't needed.
 """
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 
+from __future__ import annotations
+
 import asyncio
 import ipaddress
 import logging
 import socket
 import ssl
-from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Protocol, Tuple, Type
+from typing import (
+    TYPE_CHECKING, Any, AsyncGenerator, AsyncIterator, Callable, Dict, Iterable, List,
+    Protocol, Tuple, Type, Union,
+)
 
 from lowhaio import (
     HttpConnectionClosedError, HttpConnectionError, HttpDataError, HttpDnsError, HttpError,
@@ -18,8 +23,13 @@ from lowhaio import (
     Pool, buffered, empty_async_iterator, streamed, timeout,
 )
 
+if TYPE_CHECKING:
+    from lowhaio import Close, Headers, Options, Params, Request, Response, ResponseBody
+    from typing_extensions import Unpack
+
 URL = 'https://example.com/'
 Adapter = HttpLoggerAdapter
+Chunk = Union[bytes, bytearray, memoryview]
 GetAdapter = Callable[[Dict[str, Any]], Adapter]
 
 
@@ -126,28 +136,84 @@ async def catch() -> None:
 # ---- Layers ----
 
 
-class Request(Protocol):
-    async def __call__(
-            self, method: bytes, url: str, *, headers: Iterable[Tuple[bytes, bytes]] = (),
-            body: Callable[..., AsyncIterator[bytes]] = ...,
-    ) -> Tuple[bytes, Tuple[Tuple[bytes, bytes], ...], AsyncIterator[bytes]]: ...
-
-
 def with_user_agent(request: Request) -> Request:
-    async def request_with_user_agent(
-            method: bytes, url: str, *, headers: Iterable[Tuple[bytes, bytes]] = (),
-            body: Callable[..., AsyncIterator[bytes]] = empty_async_iterator,
-    ) -> Tuple[bytes, Tuple[Tuple[bytes, bytes], ...], AsyncIterator[bytes]]:
-        headers = ((b'user-agent', b'example/1.0'), *headers)
-        return await request(method, url, headers=headers, body=body)
+    async def _request(
+            method: bytes, url: str, params: Params = (), headers: Headers = (),
+            **options: Unpack[Options],
+    ) -> Response:
+        headers = (*headers, (b'user-agent', b'example/1.0'))
+        return await request(method, url, params, headers, **options)
 
-    return request_with_user_agent
+    return _request
 
 
-async def use_layer() -> None:
-    request, _ = Pool()
-    _, _, body = await with_user_agent(request)(b'GET', URL)
+def doubled(request: Request) -> Request:
+    async def _request(
+            method: bytes, url: str, params: Params = (), headers: Headers = (), **options: Any,
+    ) -> Response:
+        code, fields, body = await request(method, url, params=params, headers=headers, **options)
+        return code, fields, twice(body)
+
+    return _request
+
+
+async def twice(body: ResponseBody) -> AsyncGenerator[bytes, None]:
+    try:
+        async for chunk in body:
+            yield chunk + chunk
+    finally:
+        await body.aclose()
+
+
+def repeated(request: Request) -> Request:
+    async def _request(
+            method: bytes, url: str, params: Params = (), headers: Headers = (),
+            **options: Unpack[Options],
+    ) -> Response:
+        body = options.get('body', empty_async_iterator)
+
+        async def body_twice(*args: Any, **kwargs: Any) -> AsyncIterator[Chunk]:
+            for _ in range(2):
+                async for chunk in body(*args, **kwargs):
+                    yield chunk
+
+        options['body'] = body_twice
+        return await request(method, url, params, headers, **options)
+
+    return _request
+
+
+async def use_layers() -> None:
+    request, close = Pool()
+    request = repeated(doubled(with_user_agent(request)))
+    _, _, body = await request(b'GET', URL, body=streamed(b'data'))
     print(await buffered(body))
+    await body.aclose()
+    await close_all([close])
+
+
+async def close_all(closes: Iterable[Close]) -> None:
+    for close in closes:
+        await close()
+
+
+def no_layer(request: Request) -> Request:
+    async def no_headers(method: bytes, url: str, **options: Unpack[Options]) -> Response:
+        return await request(method, url, **options)
+
+    async def no_body(
+            method: bytes, url: str, params: Params = (), headers: Headers = (),
+    ) -> Response:
+        return await request(method, url, params, headers)
+
+    async def no_response(
+            method: bytes, url: str, params: Params = (), headers: Headers = (), **options: Any,
+    ) -> bytes:
+        return await request(method, url, params, headers, **options)  # type: ignore[return-value]
+
+    print(with_user_agent(no_headers))  # type: ignore[arg-type]
+    print(with_user_agent(no_body))  # type: ignore[arg-type]
+    return no_response  # type: ignore[return-value]
 
 
 # ---- Mistakes ----

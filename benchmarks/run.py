@@ -19,7 +19,7 @@ from scenarios import PEERS, SCENARIOS, TITLES
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PUBLISHED = 'lowhaio==0.0.89'
-INSTALL_BENCH = "python -m pip install '.[bench]'"
+INSTALL_BENCH = 'python -m pip install . -r benchmarks/requirements.txt'
 SECONDS = 120  # That a process may take
 
 

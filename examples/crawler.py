@@ -1,57 +1,81 @@
-"""Follow the links of a site, with so many requests at once, and list its pages.
+"""Follow the links of a site, several pages at once, and print the code and URL of each page.
 
-python examples/crawler.py URL [REQUESTS_AT_ONCE [PAGES_AT_MOST]]
+    python examples/crawler.py https://example.com/ --at-once 10 --pages 1000
+
+The exit code is 1 if a page could not be fetched.
 """
 
+from __future__ import annotations
+
+import argparse
 import asyncio
 import contextlib
-import html.parser
 import sys
-import urllib.parse
-from typing import Any, List, Optional, Tuple
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, List, Optional, Tuple
+from urllib.parse import urldefrag, urljoin
 
-from lowhaio import Pool
+from lowhaio import HttpError, Pool
+
+if TYPE_CHECKING:
+    from lowhaio import Request
+
+MAX_PAGE_BYTES = 1000000
 
 
-class Links(html.parser.HTMLParser):
+class Links(HTMLParser):
     def __init__(self, url: str) -> None:
         super().__init__()
         self.url = url
         self.found: List[str] = []
 
     def handle_starttag(self, tag: str, attrs: List[Tuple[str, Optional[str]]]) -> None:
-        self.add(dict(attrs).get('href') if tag == 'a' else None)
+        if tag == 'a':
+            self.add(dict(attrs).get('href') or '')
 
-    def add(self, link: Optional[str]) -> None:
+    def add(self, link: str) -> None:
         with contextlib.suppress(ValueError):
-            self.found.append(urllib.parse.urldefrag(urllib.parse.urljoin(self.url, link)).url)
+            self.found.append(urldefrag(urljoin(self.url, link)).url)
 
 
-async def crawl(start: str, at_once: int = 10, pages_at_most: int = 1000) -> int:
+async def fetch(request: Request, url: str) -> Tuple[str, List[str]]:
+    """Return the code of a page, and the URLs that it links or redirects to."""
+    code, headers, body = await request(b'GET', url)
+    fields, links, size = dict(headers), Links(url), 0
+    if b'location' in fields:
+        links.add(fields[b'location'].decode('latin-1'))
+    if fields.get(b'content-type', b'').startswith(b'text/html'):
+        async for chunk in body:
+            links.feed(chunk.decode('latin-1'))  # The letters of a link are ASCII, as a rule
+            size += len(chunk)
+            if size > MAX_PAGE_BYTES:
+                break
+    await body.aclose()
+    return code.decode(), links.found
+
+
+async def crawl(start: str, at_once: int, max_pages: int) -> int:
     """Return how many pages could not be fetched."""
-    site = urllib.parse.urljoin(start, '/')
-    seen = {start}
+    site, seen, failed = urljoin(start, '/'), {start}, 0
     waiting: asyncio.Queue[str] = asyncio.Queue()
     waiting.put_nowait(start)
-    done = failed = 0
 
     async def work() -> None:
-        nonlocal done, failed
+        nonlocal failed
         while True:
             url = await waiting.get()
             try:
-                code, links = await page(request, url)
+                code, links = await fetch(request, url)
                 print(code, url, flush=True)
                 for link in links:
-                    if link.startswith(site) and link not in seen and len(seen) < pages_at_most:
+                    if link.startswith(site) and link not in seen and len(seen) < max_pages:
                         seen.add(link)
                         waiting.put_nowait(link)
-            except Exception as exception:  # One page must not end it
+            except HttpError as exception:
                 failed += 1
-                print('%a: %r' % (url, exception), file=sys.stderr)
-            done += 1
-            print('%d of %d' % (done, len(seen)), end='\r', file=sys.stderr, flush=True)
-            waiting.task_done()
+                print(f'{url!a}: {exception}', file=sys.stderr)
+            finally:
+                waiting.task_done()
 
     request, close = Pool()
     workers = [asyncio.ensure_future(work()) for _ in range(at_once)]
@@ -65,21 +89,14 @@ async def crawl(start: str, at_once: int = 10, pages_at_most: int = 1000) -> int
     return failed
 
 
-async def page(request: Any, url: str) -> Tuple[str, List[str]]:
-    """Return the code of a page, and where it links or redirects to."""
-    code, headers, body = await request(b'GET', url)
-    fields, links, size = dict(headers), Links(url), 0
-    links.add(fields.get(b'location', b'').decode())
-    if fields.get(b'content-type', b'').startswith(b'text/html'):
-        async for chunk in body:
-            links.feed(chunk.decode('latin-1'))  # For links in other letters, look at the charset
-            size += len(chunk)
-            if size > 1000000:  # Enough of it
-                break
-    await body.aclose()
-    return code.decode(), links.found
+def main() -> int:
+    parser = argparse.ArgumentParser(description='List the pages of a site.')
+    parser.add_argument('url')
+    parser.add_argument('--at-once', type=int, default=10)
+    parser.add_argument('--pages', type=int, default=1000, help='stop after so many')
+    args = parser.parse_args()
+    return 1 if asyncio.run(crawl(args.url, args.at_once, args.pages)) else 0
 
 
 if __name__ == '__main__':
-    url, *numbers = sys.argv[1:] or sys.exit(__doc__)
-    sys.exit(1 if asyncio.run(crawl(url, *map(int, numbers))) else 0)
+    sys.exit(main())

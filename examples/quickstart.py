@@ -1,99 +1,99 @@
-"""Send a file to a server and get it back, or fetch a URL, with nothing ever whole in memory.
+"""Send a file to a server and get it back, with no more than a piece of it in memory.
 
-python examples/quickstart.py               a server is started for it
-python examples/quickstart.py URL [FILE]    without FILE, to standard output
+    python examples/quickstart.py [--megabytes 64]
+
+The server is started for it: see quickstart_server.py.
 """
 
+from __future__ import annotations
+
+import argparse
 import asyncio
-import contextlib
 import filecmp
 import os
 import sys
 import tempfile
 import time
-from typing import Any, AsyncIterator, Dict
+from typing import TYPE_CHECKING, AsyncIterator, Callable
 
-from lowhaio import HttpError, Pool
+from lowhaio import HttpError, Pool, buffered
+from quickstart_server import running_server
 
-
-async def fetch(url: str, path: str = '') -> None:
-    request, close = Pool()
-    try:
-        await transfer(request, b'GET', url, path or sys.stdout.fileno())
-    finally:
-        await close()
+if TYPE_CHECKING:
+    from lowhaio import Request
 
 
-async def round_trip(path: str) -> None:
+async def upload(request: Request, url: str, path: str) -> None:
+    show = progress('sent', os.path.getsize(path))
+
+    async def contents() -> AsyncIterator[bytes]:
+        with open(path, 'rb') as file:
+            while chunk := file.read(65536):
+                yield chunk
+                show(len(chunk))
+
+    length = (b'content-length', b'%d' % os.path.getsize(path))
+    code, _, body = await request(b'PUT', url, headers=(length,), body=contents)
+    text = await buffered(body)
+    if code != b'201':
+        raise RuntimeError(f'PUT {url}: {code.decode()}, {text!r}')
+
+
+async def download(request: Request, url: str, path: str) -> None:
+    code, headers, body = await request(b'GET', url)
+    if code != b'200':
+        await body.aclose()
+        raise RuntimeError(f'GET {url}: {code.decode()}')
+    show = progress('received', int(dict(headers)[b'content-length']))
     with open(path, 'wb') as file:
-        size = sum(file.write(b'%0999d\n' % number) for number in range(32000))
-    request, close = Pool()
-    async with await asyncio.start_server(serve, '127.0.0.1', 0) as server:
-        url = 'http://127.0.0.1:%d/' % server.sockets[0].getsockname()[1]
+        async for chunk in body:
+            file.write(chunk)
+            show(len(chunk))
+
+
+def progress(verb: str, total: int) -> Callable[[int], None]:
+    """Return a function that is told how many bytes more there are, and shows it."""
+    done, started = 0, time.perf_counter()
+
+    def show(size: int) -> None:
+        nonlocal done
+        done += size
+        if done == total or sys.stdout.isatty():
+            speed = done / 1e6 / (time.perf_counter() - started)
+            print(f'{100 * done // total} % of {total} bytes {verb}, {speed:.0f} MB/s',
+                  end='\n' if done == total else '\r')
+
+    return show
+
+
+async def round_trip(sent: str, back: str) -> None:
+    async with running_server() as url:
+        request, close = Pool()
         try:
-            put = await transfer(
-                request, b'PUT', url, os.devnull, size,
-                headers=((b'content-length', b'%d' % size),), body=contents, body_args=(path,))
-            get = await transfer(request, b'GET', url, path + '.back')
+            await upload(request, url, sent)
+            await download(request, url, back)
         finally:
             await close()
-            # That ends the tasks of the server
-            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
-
-    if put[b'client-port'] != get[b'client-port']:
-        raise RuntimeError('the second request did not use the connection of the first')
-    if not filecmp.cmp(path, path + '.back', shallow=False):
+    if not filecmp.cmp(sent, back, shallow=False):
         raise RuntimeError('what came back is not what was sent')
-    print('The same came back, over the same connection')
+    print('The same came back')
 
 
-async def contents(path: str) -> AsyncIterator[bytes]:
-    with open(path, 'rb') as file:
-        while chunk := file.read(65536):
-            yield chunk
-
-
-async def transfer(
-        request: Any, method: bytes, url: str, path: Any, size: int = 0, **options: Any,
-) -> Dict[bytes, bytes]:
-    """Make a request, write its response to a file, and report to standard error."""
-    started = time.perf_counter()
-    code, headers, body = await request(method, url, **options)
-    print('%s %s' % (method.decode(), code.decode()), *headers, sep='\n    ', file=sys.stderr)
-    if code != b'200':
-        raise RuntimeError('the server answered %s' % code.decode())
-    with open(path, 'wb', closefd=isinstance(path, str)) as file:
-        async for chunk in body:
-            size += file.write(chunk)
-            if sys.stderr.isatty() and size % 1000000 < len(chunk):
-                print('    %d MB' % (size // 1000000), end='\r', file=sys.stderr, flush=True)
-    speed = size / 1000000 / (time.perf_counter() - started)
-    print('    %d bytes, %.1f MB/s' % (size, speed), file=sys.stderr)
-    return dict(headers)
-
-
-async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Keep what is PUT on a connection, and send it back for a GET."""
-    head = b'HTTP/1.1 200 OK\r\nclient-port: %d\r\ncontent-length: %%d\r\n\r\n' \
-        % writer.get_extra_info('peername')[1]
-    with contextlib.suppress(EOFError, ConnectionError), contextlib.closing(writer), \
-            tempfile.TemporaryFile() as file:
-        while True:
-            request = await reader.readuntil(b'\r\n\r\n')
-            if request.startswith(b'PUT '):
-                length = int(request.lower().partition(b'\r\ncontent-length:')[2].split()[0])
-                for left in range(length, 0, -65536):
-                    file.write(await reader.readexactly(min(left, 65536)))
-                writer.write(head % 0)
-            else:
-                file.flush()
-                writer.write(head % file.tell())
-                await asyncio.get_running_loop().sendfile(writer.transport, file)
+def main() -> int:
+    parser = argparse.ArgumentParser(description='Send a file to a server and get it back.')
+    parser.add_argument('--megabytes', type=int, default=64, help='size of the file')
+    args = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            sent, back = os.path.join(folder, 'sent'), os.path.join(folder, 'back')
+            with open(sent, 'wb') as file:
+                file.writelines(os.urandom(1000000) for _ in range(args.megabytes))
+            asyncio.run(round_trip(sent, back))
+    except (HttpError, OSError, RuntimeError) as exception:
+        print(f'{type(exception).__name__}: {exception}', file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == '__main__':
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            asyncio.run(fetch(*sys.argv[1:]) if sys.argv[1:] else round_trip(folder + '/file'))
-    except (HttpError, OSError, RuntimeError) as exception:
-        sys.exit('%s: %s' % (type(exception).__name__, exception))
+    sys.exit(main())

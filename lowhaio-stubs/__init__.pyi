@@ -1,11 +1,19 @@
+"""The types of lowhaio, and the docstrings of its public names, for type checkers and editors.
+
+Request, Response, ResponseBody, Close, Params, Headers and Options are names for types alone. They
+cost nothing at run time, for they don't exist there: import them under `typing.TYPE_CHECKING`.
+"""
+
 import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import (
+    AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping,
+)
 from contextlib import AbstractContextManager
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, Protocol, type_check_only
+from typing import Any, Protocol, TypedDict, type_check_only
 
 from typing_extensions import TypeAlias
 
@@ -27,65 +35,141 @@ __all__ = (
     'timeout',
 )
 
-_Chunk: TypeAlias = bytes | bytearray | memoryview
-_Fields: TypeAlias = tuple[tuple[bytes, bytes], ...]
+# ---- Exceptions ----
+
+class HttpError(Exception):
+    """What a request raises, and what reading the body of its response raises.
+
+    If another exception is the reason, it is the `__cause__`: `asyncio.TimeoutError` if
+    `socket_timeout` has passed.
+    """
+
+class HttpConnectionError(HttpError):
+    """Nothing of this request was sent. It is safe to try again."""
+
+class HttpDnsError(HttpConnectionError):
+    """The name of the host could not be resolved to an address."""
+
+class HttpTlsError(HttpConnectionError):
+    """The TLS handshake failed, or the certificate of the server is not valid for the host."""
+
+class HttpInvalidRequest(HttpConnectionError):
+    """The request can't be sent: an argument is wrong."""
+
+class HttpDataError(HttpError):
+    """Some of this request was sent, or may have been. The server may have acted on it."""
+
+class HttpConnectionClosedError(HttpDataError):
+    """The connection ended before the response did."""
+
+class HttpHeaderTooLong(HttpDataError):
+    """The head of a response, a chunk line or the trailers are longer than `max_header_length`."""
+
+class HttpInvalidResponse(HttpDataError):
+    """The server broke the syntax or the framing of HTTP/1.1 (RFC 9112)."""
+
+# ---- Logging ----
+
+class HttpLoggerAdapter(logging.LoggerAdapter[Any]):
+    """Puts `[http]` before each message, or `[http:METHOD,URL]` within a request."""
+
 _Adapter: TypeAlias = logging.Logger | logging.LoggerAdapter[Any]
 _GetAdapter: TypeAlias = Callable[[dict[str, Any]], _Adapter]
 _GetResolverAdapter: TypeAlias = Callable[[dict[str, Any]], _GetAdapter]
 
-class HttpError(Exception): ...
-class HttpConnectionError(HttpError): ...
-class HttpDnsError(HttpConnectionError): ...
-class HttpTlsError(HttpConnectionError): ...
-class HttpInvalidRequest(HttpConnectionError): ...
-class HttpDataError(HttpError): ...
-class HttpConnectionClosedError(HttpDataError): ...
-class HttpHeaderTooLong(HttpDataError): ...
-class HttpInvalidResponse(HttpDataError): ...
+# ---- Requests and responses ----
 
-class HttpLoggerAdapter(logging.LoggerAdapter[Any]): ...
+def empty_async_iterator() -> AsyncIterator[bytes]:
+    """Yield nothing: the `body` of a request that has none."""
 
-@type_check_only
-class _Body(AsyncIterator[bytes], Protocol):
-    async def aclose(self) -> None: ...
+_Chunk: TypeAlias = bytes | bytearray | memoryview
+_Body: TypeAlias = Callable[..., AsyncIterable[_Chunk]]
+_BodyKwargs: TypeAlias = Mapping[str, Any] | Iterable[tuple[str, Any]]
+
+Params: TypeAlias = Iterable[tuple[object, object]] | dict[Any, Any]
+Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 @type_check_only
-class _Request(Protocol):
-    async def __call__(
+class ResponseBody(AsyncIterator[bytes], Protocol):
+    """The body of a response: an asynchronous iterator of bytes, in chunks of any size."""
+
+    def aclose(self) -> Coroutine[Any, Any, None]:
+        """Close the connection, unless the whole body has arrived. What is unread is lost."""
+
+Response: TypeAlias = tuple[bytes, tuple[tuple[bytes, bytes], ...], ResponseBody]
+
+@type_check_only
+class Options(TypedDict, total=False):
+    """The arguments of a request that most layers pass on: `**options: Unpack[Options]`."""
+
+    body: _Body
+    body_args: Iterable[Any]
+    body_kwargs: _BodyKwargs
+    get_logger_adapter: _GetAdapter
+    get_resolver_logger_adapter: _GetResolverAdapter
+
+@type_check_only
+class Request(Protocol):
+    """The type of `request`, and of each layer that wraps it."""
+
+    def __call__(
         self,
         method: bytes,
         url: str,
-        params: Iterable[tuple[object, object]] | dict[Any, Any] = ...,
-        headers: Iterable[tuple[bytes, bytes]] = ...,
-        body: Callable[..., AsyncIterable[_Chunk]] = ...,
-        body_args: Iterable[Any] = ...,
-        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]] = ...,
+        params: Params = (),
+        headers: Headers = (),
+        *,
+        body: _Body = empty_async_iterator,
+        body_args: Iterable[Any] = (),
+        body_kwargs: _BodyKwargs = (),
         get_logger_adapter: _GetAdapter = ...,
         get_resolver_logger_adapter: _GetResolverAdapter = ...,
-    ) -> tuple[bytes, _Fields, _Body]: ...
+    ) -> Coroutine[Any, Any, Response]:
+        """Send a request, and return (code, headers, body) once the head of the response is there.
+
+        method: bytes, such as b'GET'
+        url: str, http or https
+        params: pairs to append to the query of the URL; a value may be a sequence
+        headers: pairs of bytes; for a body, give content-length or transfer-encoding
+        body(*body_args, **dict(body_kwargs)): returns an asynchronous iterable of bytes
+
+        code is three digits as bytes. headers is a tuple of pairs of bytes, with names in lower
+        case. body is an asynchronous iterator of bytes, with `aclose()`.
+
+        Raises HttpConnectionError if nothing was sent, so that it is safe to try again, and
+        otherwise HttpDataError (RFC 9110 9.2.2). Reading the body can raise HttpDataError too.
+        """
 
 @type_check_only
-class _Close(Protocol):
-    async def __call__(
+class Close(Protocol):
+    """The type of `close`."""
+
+    def __call__(
         self,
         get_logger_adapter: _GetAdapter = ...,
         get_resolver_logger_adapter: _GetResolverAdapter = ...,
-    ) -> None: ...
+    ) -> Coroutine[Any, Any, None]:
+        """Close the idle connections now, and each of the others once its response has ended.
+
+        From then on, a new request raises HttpConnectionError.
+        """
+
+# ---- Hooks of Pool ----
 
 @type_check_only
 class _ResolveHost(Protocol):
-    async def __call__(
+    def __call__(
         self,
         fqdn: str,
         qtype: Any,
         /,
         *,
         get_logger_adapter: _GetAdapter,
-    ) -> Iterable[IPv4Address | IPv6Address]: ...
+    ) -> Awaitable[Iterable[IPv4Address | IPv6Address]]: ...
 
 @type_check_only
 class _ClearDnsCache(Protocol):
-    async def __call__(self, *, get_logger_adapter: _GetAdapter) -> None: ...
+    def __call__(self, *, get_logger_adapter: _GetAdapter) -> Awaitable[None]: ...
 
 @type_check_only
 class _GetDnsResolver(Protocol):
@@ -95,23 +179,52 @@ class _GetDnsResolver(Protocol):
         get_logger_adapter: _GetAdapter,
     ) -> tuple[_ResolveHost, _ClearDnsCache]: ...
 
+# ---- Functions ----
+
 def Pool(
     get_dns_resolver: _GetDnsResolver = ...,
     # Called with socket.AF_INET6 for an IPv6 address, and with nothing for an IPv4 one.
     get_sock: Callable[[], socket.socket] = ...,
-    get_ssl_context: Callable[[], ssl.SSLContext] = ...,
+    get_ssl_context: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     http_version: bytes = b'HTTP/1.1',
     keep_alive_timeout: float = 15,
-    recv_bufsize: int = ...,
+    recv_bufsize: int = 65536,
     max_header_length: int = 16384,
     socket_timeout: float = 10,
     get_logger_adapter: _GetAdapter = ...,
     get_resolver_logger_adapter: _GetResolverAdapter = ...,
-) -> tuple[_Request, _Close]: ...
-def streamed(data: _Chunk) -> Callable[[], AsyncIterator[bytes]]: ...
-async def buffered(data: AsyncIterable[_Chunk]) -> bytes: ...
-def empty_async_iterator() -> AsyncIterator[bytes]: ...
+) -> tuple[Request, Close]:
+    """Return (request, close), which share a pool of connections on the running loop.
+
+    get_dns_resolver(get_logger_adapter=...): returns (resolve, clear_cache), as aiodnsresolver's
+        Resolver does
+    get_sock(): returns a TCP socket; called with socket.AF_INET6 for an IPv6 address
+    get_ssl_context(): returns the ssl.SSLContext for https; called at the first https request
+    http_version: b'HTTP/1.1' or b'HTTP/1.0'
+    keep_alive_timeout: seconds that a connection may be idle; 0 for no reuse
+    recv_bufsize: bytes to receive at once, at the most
+    max_header_length: bytes of a response head, chunk line or trailer section, at the most
+    socket_timeout: seconds that each wait on the network may take
+    get_logger_adapter(extra), get_resolver_logger_adapter(http_extra)(extra): return what logs
+
+    Raises ValueError for another http_version or a number that can't be, TypeError for what is not
+    a function, RuntimeError outside of a loop, and NotImplementedError where the loop can't watch
+    sockets.
+    """
+
+def streamed(data: _Chunk) -> Callable[[], AsyncIterator[bytes]]:
+    """Return a function that sends `data`, when it is the `body` of a request."""
+
+async def buffered(data: AsyncIterable[_Chunk]) -> bytes:
+    """Return all the bytes of a response body, or of any asynchronous iterable of bytes."""
+
 def timeout(
     loop: asyncio.AbstractEventLoop,
     seconds: float,
-) -> AbstractContextManager[Callable[[], None]]: ...
+) -> AbstractContextManager[Callable[[], None]]:
+    """Raise `asyncio.TimeoutError` in the current task once `seconds` have passed in the block.
+
+    Yields a function without arguments that starts the time again. A cancellation from outside
+    passes through as `asyncio.CancelledError`, and `Task.cancelling()` is left as it was found.
+    Raises RuntimeError outside of a task.
+    """
