@@ -11,7 +11,8 @@ The module follows the life of a request, in four layers, each of which knows no
     bytes        Request target and head, Response head, Body decoders, Framing and persistence:
                  functions and decoders without a socket, a loop or a clock
     connection   Name resolution, Connection: a socket that can be awaited, without HTTP
-    exchange     a request sent and the head of its response received, without a pool
+    exchange     Request body, Exchange: one loop that sends a request and receives the head of its
+                 response, both at once, without a pool
     pool         Response body, Pool
 
 Three rules hold throughout. No task is ever created: everything runs in the caller's own. A
@@ -22,26 +23,32 @@ it on. What comes off the wire is hostile until all its bytes were checked.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
+import contextvars
 import errno
 import functools
 import ipaddress
 import itertools
 import logging
-import operator
 import os
 import re
 import select
 import socket
 import ssl
+import sys
 import threading
 import types
 import urllib.parse
 import weakref
 from typing import (
     Any, AsyncIterable, AsyncIterator, Awaitable, Callable, Dict, Generator, Iterable, Iterator,
-    List, Literal, MutableMapping, NamedTuple, Optional, Sequence, Tuple, Type, Union,
+    List, NamedTuple, NoReturn, Optional, Sequence, Tuple, Type, TypeVar, Union,
 )
+
+if sys.platform == 'linux':
+    import fcntl
+    import termios
 
 import aiodnsresolver
 from aiodnsresolver import (
@@ -106,12 +113,9 @@ class HttpInvalidResponse(HttpDataError):
 class HttpLoggerAdapter(logging.LoggerAdapter):  # type: ignore[type-arg]
     """Puts `[http]` before each message, or `[http:METHOD,URL]` within a request."""
 
-    def process(
-            self, msg: Any, kwargs: MutableMapping[str, Any],
-    ) -> Tuple[Any, MutableMapping[str, Any]]:
-        extra = ','.join(str(value) for value in (self.extra or {}).values())
-        # The prefix becomes part of the format, if it is one, where a % of the URL would be a
-        # conversion
+    def process(self, msg: Any, kwargs: Any) -> Tuple[Any, Any]:
+        extra = ','.join(map(str, (self.extra or {}).values()))
+        # The prefix becomes part of the format, where a % of the URL would be a conversion
         extra = extra.replace('%', '%%') if '%' in str(msg) else extra
         return '[http%s] %s' % (':' + extra if extra else '', msg), kwargs
 
@@ -123,25 +127,19 @@ _Log = Callable[..., None]
 
 _LOGGER = logging.getLogger('lowhaio')
 _RESOLVER_LOGGER = logging.getLogger('aiodnsresolver')
-
-
-def _get_logger_adapter(extra: Dict[str, Any]) -> _LoggerAdapter:
-    return HttpLoggerAdapter(_LOGGER, extra)
+_get_logger_adapter = functools.partial(HttpLoggerAdapter, _LOGGER)
 
 
 def _get_resolver_logger_adapter(http_extra: Dict[str, Any]) -> _GetLoggerAdapter:
-    http_adapter = HttpLoggerAdapter(_RESOLVER_LOGGER, http_extra)
-    return lambda extra: ResolverLoggerAdapter(http_adapter, extra)
+    adapter = HttpLoggerAdapter(_RESOLVER_LOGGER, http_extra)
+    return functools.partial(ResolverLoggerAdapter, adapter)
 
 
-def _debug(
-        get_logger_adapter: _GetLoggerAdapter, method: bytes = b'', url: str = '',
-) -> Optional[_Log]:
-    """What logs at debug level, or None. It asks once a request: a call that is off costs 0.7 us.
-    """
-    if get_logger_adapter is _get_logger_adapter and not _LOGGER.isEnabledFor(logging.DEBUG):
+def _debug(get_logger: _GetLoggerAdapter, method: bytes = b'', url: str = '') -> Optional[_Log]:
+    """What logs at debug level, or None. Asked once a request: a call that is off costs 0.7 us."""
+    if get_logger is _get_logger_adapter and not _LOGGER.isEnabledFor(logging.DEBUG):
         return None  # Without the adapter, which costs 1 us
-    logger = get_logger_adapter(_extra(method, url))
+    logger = get_logger(_extra(method, url))
     return logger.debug if logger.isEnabledFor(logging.DEBUG) else None
 
 
@@ -180,6 +178,15 @@ async def buffered(data: AsyncIterable[_Chunk]) -> bytes:
             'request(...), and then await buffered(body)' % type(data).__name__) from None
 
 
+_COUNTS_CANCELLATIONS = hasattr(asyncio.Task, 'cancelling')  # From Python 3.11 on
+
+
+def _cancellations() -> int:
+    """How many cancellations this task has not taken back: Python 3.11 counts them."""
+    task: Any = asyncio.current_task()
+    return task.cancelling() if _COUNTS_CANCELLATIONS else 0
+
+
 @contextlib.contextmanager
 def timeout(loop: asyncio.AbstractEventLoop, seconds: float) -> Iterator[Callable[[], None]]:
     """Raise `asyncio.TimeoutError` in the current task once `seconds` have passed in the block.
@@ -191,8 +198,7 @@ def timeout(loop: asyncio.AbstractEventLoop, seconds: float) -> Iterator[Callabl
     task: Any = asyncio.current_task(loop)
     if task is None:
         raise RuntimeError('timeout must be used in a task: it is what it cancels')
-    counts_cancellations = hasattr(task, 'uncancel')  # Python 3.11
-    cancelling = task.cancelling() if counts_cancellations else 0
+    cancelling = _cancellations()
     is_expired = is_over = False
 
     def expire() -> None:
@@ -213,7 +219,7 @@ def timeout(loop: asyncio.AbstractEventLoop, seconds: float) -> Iterator[Callabl
         nonlocal is_over
         is_over = True
         timer.cancel()
-        return is_expired and (not counts_cancellations or task.uncancel() <= cancelling)
+        return is_expired and (not hasattr(task, 'uncancel') or task.uncancel() <= cancelling)
 
     try:
         yield reset
@@ -228,9 +234,7 @@ def timeout(loop: asyncio.AbstractEventLoop, seconds: float) -> Iterator[Callabl
 
 # ---- Request target and head (RFC 3986; RFC 9110 4.2; RFC 9112 3) -------------------------------
 
-
 _Fields = Tuple[Tuple[bytes, bytes], ...]
-_Head = Tuple[bytes, bool, _Fields]  # Of a response: code, whether since HTTP/1.1, headers
 
 
 class _Origin(NamedTuple):
@@ -247,38 +251,32 @@ class _Origin(NamedTuple):
 # RFC 9110 5.6.2: token = 1*tchar
 _TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _TOKEN = re.compile(_TCHAR + rb'+')
-
 # RFC 9110 5.5 and 5.6.6: a field value has no control characters but HTAB
 _FIELD_VALUE_CONTROL = re.compile(rb'[\x00-\x08\x0a-\x1f\x7f]')
-
 # RFC 9110 7.2: Host = uri-host [ ":" port ]
 _HOST = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+\]|(?:%[0-9A-Fa-f]{2}|[A-Za-z0-9\-._~!$&'()*+,;=])*)(?::[0-9]*)?")
 
-# RFC 9110 8.6; 19 digits are ten exabytes
-_CONTENT_LENGTH = re.compile(rb'[0-9]{1,19}')
+_CONTENT_LENGTH = re.compile(rb'[0-9]{1,19}')  # RFC 9110 8.6; 19 digits are ten exabytes
 
 # RFC 3986 appendix B, with scheme and authority required
 _URL = re.compile(r'([^:/?#]*)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?')
 _NOT_IN_URL = re.compile(r'[\x00-\x1f\x7f\ud800-\udfff]')
 _ZONE = re.compile(r'\[[0-9A-Fa-f:.]*%')
 _AUTHORITY = re.compile(r'(\[[0-9A-Fa-f:.]*\]|[^:\[\]]+)(?::([0-9]{0,5}))?')
-
-# RFC 1035 2.3.1, and underscores, which names in private networks have
-_NAME = re.compile(r'[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*')
+# RFC 1035 2.3.1 and 2.3.4, and underscores, which names in private networks have
+_NAME = re.compile(r'(?!.{254})[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*')
 
 # URL standard, "ends in a number": some system's resolver takes it for an IPv4 address
 _NUMERIC_LAST_LABEL = re.compile(r'(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)')
 
-# What IDNA 2003, which Python has, makes another name of than browsers do (UTS 46), whose owner
-# may be another: the five that are valid since IDNA 2008, a soft hyphen, those that have a dot in
-# them, and those that Unicode has decomposed in another way since (its Corrigendum 4)
+# What Python (IDNA 2003) makes another name of than browsers do (UTS 46): five that IDNA 2008
+# allows, a soft hyphen, those with a dot in them, and those of Unicode's Corrigendum 4
 _AMBIGUOUS_IN_IDNA = re.compile(
     '[\xdf\u1e9e\u03c2\u200c\u200d\u1806\u2024\u2488-\u249b\u33c2\u33c7\u33d8\ufe52'
     '\U0002f868\U0002f874\U0002f91f\U0002f95f\U0002f9bf]')
 
-# RFC 3986 3.3 and 3.4: the bytes that are not allowed, and % where it starts no escape. + is
-# allowed in a path, but some servers take it for a space
+# RFC 3986 3.3 and 3.4, and % that starts no escape. Some servers take + in a path for a space
 _NOT_IN_PATH = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*,;=:@/%]")
 _NOT_IN_QUERY = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*,;=:@/%+?]")
 
@@ -301,7 +299,6 @@ def _split_url(url: str) -> Tuple[_Origin, bytes]:
     match = _URL.fullmatch(url)
     if not match:
         raise ValueError('the URL must start with http:// or https://')
-
     scheme, authority, path, query = match.groups()
     target = _percent_encoded(_NOT_IN_PATH, path) or b'/'
     if query:
@@ -318,17 +315,15 @@ def _origin(scheme: str, authority: str) -> _Origin:
     if scheme not in ('http', 'https'):
         raise ValueError('the scheme of the URL must be http or https, not %s' % _shown(scheme))
     if '@' in authority:
-        raise ValueError('the URL has user information before its host (RFC 9110 4.2.4): send an '
-                         'authorization header instead')
-
-    # What was taken for it may be a password, as in http://user:a/b@example.com
+        raise ValueError('the URL has user information (RFC 9110 4.2.4): send an authorization '
+                         'header instead')
+    # No message has more of it: that may be a password, as in http://user:a/b@example.com
     match = _AUTHORITY.fullmatch(authority)
-    if not match and _ZONE.match(authority):
-        raise ValueError('the IPv6 address of the URL has a zone, which is of this machine alone: '
-                         'give a name that a resolver of your own has the address and zone of')
     if not match:
-        raise ValueError('the URL must have a host, an IPv6 address in brackets, and after it '
-                         'nothing or a colon and a port of 1 to 65535')
+        raise ValueError(
+            'the IPv6 address of the URL has a zone: give a name that a resolver of your own has '
+            'the address and zone of' if _ZONE.match(authority) else
+            'the URL must have a host, an IPv6 address in brackets, and no port but 1 to 65535')
     tls = scheme == 'https'
     port = int(match[2] or (443 if tls else 80))
     if not 1 <= port <= 65535:
@@ -337,9 +332,8 @@ def _origin(scheme: str, authority: str) -> _Origin:
     if match[1].startswith('['):
         address = _address(ipaddress.IPv6Address, match[1][1:-1])
         return _Origin(tls, address, port, (address,), match[1].lower().encode(), '')
-
     host_field = _encoded_name(match[1])
-    host = host_field[:-1] if host_field.endswith('.') else host_field
+    host = _without_dot(host_field)
     if _NUMERIC_LAST_LABEL.fullmatch(host):
         address = _address(ipaddress.IPv4Address, host)
         return _Origin(tls, host, port, (address,), host_field.encode(), '')
@@ -354,27 +348,26 @@ def _address(kind: Callable[[str], Any], text: str) -> str:
                          'IP address: %s' % _shown(text)) from None
 
 
+def _without_dot(name: str) -> str:
+    return name[:-1] if name.endswith('.') else name
+
+
 def _encoded_name(host: str) -> str:
     """Return a domain name in lower case and IDNA-encoded, with its trailing dot if it has one."""
-    # The first look is before encoding, which takes the square of the length
-    if len(host) > 254:
+    if len(host) > 254:  # Before encoding, which takes the square of that
         raise ValueError('the host of the URL is longer than 253 bytes')
     ambiguous = None if host.isascii() else _AMBIGUOUS_IN_IDNA.search(host)
     if ambiguous:
-        raise UnicodeError('the host of the URL has %a, of which IDNA 2003 and 2008 make other '
-                           'names: give the one that is meant in its xn-- form, not %s'
-                           % (ambiguous[0], _shown(host)))
+        raise UnicodeError('IDNA 2003 and 2008 make different names of %a in the host of the URL: '
+                           'give its xn-- form, not %s' % (ambiguous[0], _shown(host)))
     try:
         name = (host if host.isascii() else host.encode('idna').decode('ascii')).lower()
     except UnicodeError as exception:
-        raise UnicodeError('the host of the URL is not a name in IDNA: %s' % _shown(host)) \
-            from exception
-    bare_name = name[:-1] if name.endswith('.') else name
-    if len(bare_name) > 253:
-        raise ValueError('the host of the URL is longer than 253 bytes')
-    if not _NAME.fullmatch(bare_name):
-        raise ValueError('the host of the URL must have labels of 1 to 63 letters, digits, - or '
-                         '_, separated by dots, not %s' % _shown(host))
+        raise UnicodeError('the host of the URL is not a name in IDNA: %s'
+                           % _shown(host)) from exception
+    if not _NAME.fullmatch(_without_dot(name)):
+        raise ValueError('the host of the URL must be labels of 1 to 63 letters, digits, - or _, '
+                         'separated by dots, in 253 bytes at the most, not %s' % _shown(host))
     return name
 
 
@@ -397,12 +390,8 @@ def _with_params(target: bytes, params: Iterable[Any]) -> bytes:
 
 def _request_head(
         version: bytes, method: bytes, host: bytes, target: bytes,
-        headers: Iterable[Tuple[bytes, bytes]],
-) -> Tuple[bytes, Dict[bytes, bytes]]:
-    """Return the head of a request, and those of its fields that frame it.
-
-    Raises ValueError or TypeError.
-    """
+        headers: Iterable[Tuple[bytes, bytes]]) -> Tuple[bytes, Dict[bytes, bytes]]:
+    """Return the head of a request, and those of its fields that frame it."""
     if not isinstance(method, bytes):
         raise TypeError("the method must be bytes, such as b'GET', not %s" % type(method).__name__)
     # A call to find what is there takes 500 instructions
@@ -448,35 +437,32 @@ def _pairs(pairs: Any, message: str) -> List[Tuple[Any, Any]]:
 _HEADERS_MESSAGE = "headers must be pairs of bytes, such as ((b'name', b'value'),)"
 _PARAMS_MESSAGE = "params must be a dict, or pairs such as (('name', 'value'),)"
 _COMMA = ', with a comma after a single one'
-_REQUEST_FRAMING = frozenset(
-    (b'host', b'content-length', b'transfer-encoding', b'connection', b'expect'))
+_REQUEST_FRAMING = {b'host', b'content-length', b'transfer-encoding', b'connection', b'expect'}
 
 
-# Tokens in lower case, each checked once, as the names of fields are few: a regular expression for
-# each takes three times as long, and functools.lru_cache or __missing__ twice
+# Tokens in lower case, each checked once: a regular expression for each takes three times as long,
+# and functools.lru_cache or __missing__ twice
 _lower_tokens: Dict[bytes, bytes] = {}
 
 
 def _lower_token(token: bytes) -> bytes:
     """Return a method or the name of a field in lower case. Raises ValueError."""
-    lower_token = _lower_tokens.get(token)
-    if lower_token is None:
-        if not _TOKEN.fullmatch(token):
-            raise ValueError("a method or header name must be a token, of letters, digits and "
-                             "!#$%%&'*+-.^_`|~ (RFC 9110 5.6.2), not %s" % _shown(token))
-        lower_token = token.lower()
-        _remember(_lower_tokens, token, lower_token)
-    return lower_token
+    if not _TOKEN.fullmatch(token):
+        raise ValueError("a method or header name must be a token, of letters, digits and "
+                         "!#$%%&'*+-.^_`|~ (RFC 9110 5.6.2), not %s" % _shown(token))
+    return _remember(_lower_tokens, token, token.lower())
 
 
 _MAX_REMEMBERED = 128  # Bytes: what servers choose must not fill the memory
+_Value = TypeVar('_Value')
 
 
-def _remember(cache: Dict[Any, Any], key: Any, value: Any) -> None:
+def _remember(cache: Dict[Any, _Value], key: Any, value: _Value) -> _Value:
     if len(key) <= _MAX_REMEMBERED:
         if len(cache) >= 512:
             cache.clear()
         cache[key] = value
+    return value
 
 
 def _check_framing(version: bytes, framing: Dict[bytes, bytes]) -> None:
@@ -487,14 +473,12 @@ def _check_framing(version: bytes, framing: Dict[bytes, bytes]) -> None:
         raise ValueError('the header content-length must be given once, as a number')
 
     if b'transfer-encoding' in framing:
-        if b'content-length' in framing:
+        if b'content-length' in framing or version == b'HTTP/1.0':
             raise ValueError('the header transfer-encoding must not be given with content-length '
-                             '(RFC 9112 6.1)')
-        if version == b'HTTP/1.0':
-            raise ValueError('HTTP/1.0 has no transfer-encoding (RFC 9112 6.1)')
-        codings = _tokens(framing[b'transfer-encoding'])
-        if codings[-1] != b'chunked' or codings.count(b'chunked') > 1 or \
-                b'identity' in codings or not all(map(_TOKEN.fullmatch, codings)):
+                             'or in HTTP/1.0 (RFC 9112 6.1)')
+        *codings, last = _tokens(framing[b'transfer-encoding'])
+        if last != b'chunked' or not {b'chunked', b'identity'}.isdisjoint(codings) or \
+                not all(map(_TOKEN.fullmatch, codings)):
             raise ValueError('the header transfer-encoding must be chunked, or a list of codings '
                              'that ends in it (RFC 9112 6.1)')
 
@@ -513,30 +497,77 @@ def _shown(data: Any) -> str:
     """Data as messages show it: escaped, and cut to a sane length."""
     if not isinstance(data, (bytes, str)):
         return type(data).__name__
-    return '%a' % (data,) if len(data) <= 80 else '%a...' % (data[:80],)
+    return '%a%s' % (data[:80], '...' if len(data) > 80 else '')
 
 
 # ---- Response head (RFC 9112 4, 5) --------------------------------------------------------------
-
 
 # RFC 9112 4: status-line = HTTP-version SP status-code SP [ reason-phrase ], where some servers
 # leave out the second SP
 _STATUS_LINE = re.compile(rb'HTTP/1\.([0-9]) ([0-9]{3})(?: [^\0\r\n]*)?')
 
-# RFC 9112 5.2: obs-fold = OWS CRLF RWS
+# RFC 9112 5.2: obs-fold = OWS CRLF RWS; the OWS is stripped from what it splits
 _OBS_FOLD = re.compile(rb'\r\n[ \t]+')
-
+# RFC 9112 5: field-line = field-name ":" OWS field-value OWS, where the value has no NUL, CR or LF
+_FIELD_LINE = re.compile(_TCHAR + rb'+:[^\0\r\n]*')
 _NUL, _CR, _LF = b'\0\r\n'
 _BARE_LF = re.compile(rb'(?<!\r)\n')
 
-# What a line may start with, to tell which byte is wrong. RFC 9112 5: field-line = field-name ":"
-# OWS field-value OWS, where the value has no NUL, CR or LF
-_START_OF_STATUS_LINE = re.compile(functools.reduce(
-    lambda rest, part: b'(?:%b%b)?' % (part, rest),
-    (rb' [^\0\r\n]*', *[b'[0-9]'] * 3, b' ', b'[0-9]', rb'\.', b'1', b'/', b'P', b'T', b'T', b'H'),
-    b''))
-_START_OF_FIELD_LINE = re.compile(rb'(?:' + _TCHAR + rb'+(:[^\0\r\n]*)?)?')
-_START_OF_FOLD = re.compile(rb'([ \t][^\0\r\n]*)')
+_MAX_INTERIM_RESPONSES = 100  # More than any server sends on purpose: a 102 comes each 20 s
+
+
+class _ReadHead:
+    """The head of a response, read as it arrives: the final one, after any interim ones."""
+
+    __slots__ = (
+        '_interim_responses', '_limit', 'code', 'has_continued', 'headers', 'is_last', 'received',
+        'since_1_1')
+
+    def __init__(self, limit: int) -> None:
+        self.code = b''
+        self.since_1_1 = True
+        self.headers: _Fields = ()
+        self.received = b''  # In the end, what came after the head
+        self.has_continued = False
+        self.is_last = False  # As an interim response said (RFC 9112 9.6)
+        self._limit = limit
+        self._interim_responses = 0
+
+    def feed(self, data: bytes) -> bool:
+        """Take what is received; return whether the final head is whole."""
+        if not data:
+            raise HttpConnectionClosedError('the server closed the connection %s' % (
+                'within the head of its response' if self.received else
+                'after an interim response' if self._interim_responses else 'without a response'))
+        searched = len(self.received)
+        received = self.received + data if searched else data
+        while True:
+            end = _end_of_head(received, searched, self._limit)
+            if end < 0:
+                self.received = received
+                return False
+            self.code, self.since_1_1, self.headers = _parsed_head(received[:end])
+            received = received[end + 4:]
+            # RFC 9110 15.2; a 101 is final, as what follows it isn't HTTP
+            if self.code >= b'200' or self.code == b'101' or self.code < b'100':
+                self.received = received
+                return True
+            searched = 0
+            self._skip_interim()
+
+    def says_last(self) -> bool:
+        """Whether the server reads nothing after the request that this responds to."""
+        return _is_last(self.since_1_1, b','.join(
+            [value for name, value in self.headers if name == b'connection']))
+
+    def _skip_interim(self) -> None:
+        self.has_continued |= self.code == b'100'
+        self.since_1_1 = True  # An interim response doesn't say it by its version
+        self.is_last |= self.says_last()
+        self._interim_responses += 1
+        if self._interim_responses > _MAX_INTERIM_RESPONSES:
+            raise HttpInvalidResponse('the server sent more than %d interim responses'
+                                      % _MAX_INTERIM_RESPONSES)
 
 
 def _end_of_head(received: bytes, searched: int, limit: int) -> int:
@@ -545,14 +576,17 @@ def _end_of_head(received: bytes, searched: int, limit: int) -> int:
     if 0 <= end <= limit - 4:
         return end
     if end >= 0 or len(received) > limit:
-        raise HttpHeaderTooLong('the head of the response is longer than %d bytes '
-                                '(max_header_length)' % limit)
+        raise _too_long('head of the response is', limit)
     if not b'HTTP/1.'.startswith(received[:7]) or _BARE_LF.search(received, searched):
-        _response_head(received)  # Raises: this can never become a head
+        _parsed_head(received)  # Raises: this can never become a head
     return end
 
 
-def _response_head(head: bytes) -> _Head:
+def _too_long(part: str, limit: int) -> HttpHeaderTooLong:
+    return HttpHeaderTooLong('the %s longer than %d bytes (max_header_length)' % (part, limit))
+
+
+def _parsed_head(head: bytes) -> Tuple[bytes, bool, _Fields]:
     """Return the code of a response, whether it is of HTTP/1.1 or newer, and its headers."""
     status_line, _, field_lines = head.partition(b'\r\n')
     code, since_1_1 = _known_statuses.get(status_line) or _status(status_line)
@@ -565,30 +599,27 @@ _known_statuses: Dict[bytes, Tuple[bytes, bool]] = {}  # Most are the same few
 def _status(line: bytes) -> Tuple[bytes, bool]:
     status = _STATUS_LINE.fullmatch(line)
     if not status:
-        raise _line_error(1, 'HTTP/1.x, a code of three digits and a reason', line,
-                          _START_OF_STATUS_LINE)
-    code = status[2], status[1] != b'0'
-    _remember(_known_statuses, line, code)
-    return code
+        raise _line_error(1, 'HTTP/1.x, a code of three digits and a reason', line)
+    return _remember(_known_statuses, line, (status[2], status[1] != b'0'))
 
 
-# Field lines that servers send again and again, half of a head or more, and that tell nothing of a
-# user, with their names and values: to look them up takes a quarter of what it takes to parse them
+# Field lines that servers repeat, half of a head or more, and that tell nothing of a user: to look
+# them up takes a quarter of what it takes to parse them
 _known_fields: Dict[bytes, Tuple[bytes, bytes]] = {}
-_REPEATED = frozenset((
+_REPEATED = {
     b'accept-ranges', b'access-control-allow-origin', b'alt-svc', b'cache-control', b'connection',
     b'content-encoding', b'content-length', b'content-type', b'date', b'keep-alive', b'pragma',
     b'server', b'strict-transport-security', b'transfer-encoding', b'vary', b'via',
-    b'x-content-type-options', b'x-frame-options', b'x-powered-by', b'x-xss-protection'))
+    b'x-content-type-options', b'x-frame-options', b'x-powered-by', b'x-xss-protection'}
 
 
 def _fields(lines: bytes) -> _Fields:
     try:
         return _unfolded_fields(lines)
     except ValueError:
-        pass
+        unfolded = b' '.join([part.rstrip(b' \t') for part in _OBS_FOLD.split(lines)])
     try:
-        return _unfolded_fields(_OBS_FOLD.sub(b' ', lines))
+        return _unfolded_fields(unfolded)
     except ValueError:
         raise _field_error(lines) from None
 
@@ -607,44 +638,32 @@ def _field(line: bytes) -> Tuple[bytes, bytes]:
     name, colon, value = line.partition(b':')
     if not colon:
         raise ValueError
-    field = _lower_token(name), value.strip(b' \t')
-    if field[0] in _REPEATED:
-        _remember(_known_fields, line, field)
-    return field
+    field = _lower_tokens.get(name) or _lower_token(name), value.strip(b' \t')
+    return _remember(_known_fields, line, field) if field[0] in _REPEATED else field
 
 
 def _field_error(lines: bytes) -> HttpInvalidResponse:
     for number, line in enumerate(lines.split(b'\r\n'), 2):
         is_fold = number > 2 and line.startswith((b' ', b'\t'))
-        start = _START_OF_FOLD if is_fold else _START_OF_FIELD_LINE
-        good = start.fullmatch(line)
-        if not good or not good[1]:
+        if not _FIELD_LINE.fullmatch(b'a:' + line if is_fold else line):
             break
-    return _line_error(number, 'a name, a colon and a value', line, start)
+    return _line_error(number, 'a name, a colon and a value', line)
 
 
-def _line_error(
-        number: int, expected: str, line: bytes, start: re.Pattern[bytes],
-) -> HttpInvalidResponse:
-    good = start.match(line)
-    return HttpInvalidResponse('line %d of the head must be %s, which byte %d is not: %s' % (
-        number, expected, good.end() + 1 if good else 1, _shown(line)))
+def _line_error(number: int, expected: str, line: bytes) -> HttpInvalidResponse:
+    return HttpInvalidResponse('line %d of the head must be %s, not %s'
+                               % (number, expected, _shown(line)))
 
 
 # ---- Body decoders (RFC 9112 6, 7.1) ------------------------------------------------------------
 #
 # Generators. They start with what came after a head, and are sent what is received: b'' at the end
 # of the connection. They yield what that decodes to, and what came after the last byte of the
-# body: None until that has arrived; or False if there is much to decode yet, for which they are to
-# be sent None once other tasks have had their turn. Of a body that is whole from the start, any
-# iterator will do.
+# body: None until that has arrived. Of a body that is whole from the start, any iterator will do.
 
 
-_Decoded = Tuple[bytes, Union[bytes, Literal[False], None]]
-_Decoder = Generator[_Decoded, Any, None]
-
-# Of chunks, which take about 1 us each, before other tasks get their turn
-_TURN_CHUNKS = 2048
+_Decoded = Tuple[bytes, Optional[bytes]]
+_Decoder = Generator[_Decoded, bytes, None]
 
 
 def _known_length(length: int, data: bytes) -> Iterator[_Decoded]:
@@ -667,7 +686,7 @@ def _rest_of_known_length(length: int, data: bytes) -> _Decoder:
 
 def _until_close(data: bytes) -> _Decoder:
     """A body that ends with its connection (RFC 9112 6.3)."""
-    data = yield data, None
+    data = yield data, None  # Which may be none yet
     while data:
         data = yield data, None
     yield b'', b''
@@ -675,7 +694,7 @@ def _until_close(data: bytes) -> _Decoder:
 
 class _Syntax(NamedTuple):
     whole: re.Pattern[bytes]
-    start: re.Pattern[bytes]  # Of a part of it: the groups are all that is needed to go on from
+    start: re.Pattern[bytes]  # What a part of it may be
     name: str
     limited: str
 
@@ -684,57 +703,46 @@ class _Syntax(NamedTuple):
 # drop whitespace before the extension
 _CHUNK_LINE = _Syntax(
     re.compile(rb'([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\0\r\n]*)?\r\n'),
-    re.compile(rb'(?:([0-9A-Fa-f]{1,16})(?:([ \t])[ \t]*)?(?:(;)[^\0\r\n]*)?(\r)?)?'),
+    re.compile(rb'(?:[0-9A-Fa-f]{1,16}[ \t]*(?:;[^\0\r\n]*)?\r?)?'),
     'a chunk size of 1 to 16 hex digits, then CRLF', 'chunk lines with extensions')
-_END_OF_CHUNK = _Syntax(re.compile(rb'\r\n'), re.compile(rb'(\r)?'), 'CRLF after a chunk', '')
+_END_OF_CHUNK = _Syntax(re.compile(rb'\r\n'), re.compile(rb'\r?'), 'CRLF after a chunk', '')
 
-# RFC 9112 7.1.2: a trailer field, or the empty line after them; from the second line on, it may
-# be a line that the one before is folded to (RFC 9112 5.2)
+# RFC 9112 7.1.2: a trailer field, or the empty line after them
 _TRAILER = _Syntax(
     re.compile(rb'(?:%b+:[^\0\r\n]*)?\r\n' % _TCHAR),
-    re.compile(rb'(?:(%b)%b*(?:(:)[^\0\r\n]*(\r)?)?|(\r))?' % (_TCHAR, _TCHAR)),
-    'a trailer field or CRLF', 'trailers')
-_NEXT_TRAILER = _Syntax(
-    re.compile(rb'(?:(?:%b+:|[ \t])[^\0\r\n]*)?\r\n' % _TCHAR),
-    re.compile(rb'(?:(%b)%b*(?:(:)[^\0\r\n]*(\r)?)?|([ \t])[^\0\r\n]*(\r)?|(\r))?'
-               % (_TCHAR, _TCHAR)),
+    re.compile(rb'(?:%b+(?::[^\0\r\n]*\r?)?|\r)?' % _TCHAR),
     'a trailer field or CRLF', 'trailers')
 
 
 class _Chunked:
     """A body in the chunked transfer coding (RFC 9112 7.1); its trailers are checked and dropped.
 
-    Chunks are found by offset, and joined: many tiny ones cost no more than their bytes. Of a line
-    that isn't whole no more is kept than is needed, and no byte is looked at twice.
+    Chunks are found by offset, and joined: many tiny ones cost no more than their bytes. Without a
+    limit of its lines, it is the body of a request, of which no message shows a byte.
     """
 
-    __slots__ = ('_before', '_chunks', '_data', '_limit', '_limited_bytes', '_position')
+    __slots__ = ('_chunks', '_data', '_limit', '_limited_bytes', '_position')
 
-    def __init__(self, limit: float, data: bytes) -> None:
+    def __init__(self, limit: Optional[int], data: bytes) -> None:
         self._data = data
         self._position = 0  # How much of data is done with
-        self._before = 0  # Bytes of the body before data
         self._chunks: List[Union[bytes, memoryview]] = []
         self._limit = limit
         self._limited_bytes = 0
 
     def decoded(self) -> _Decoder:
         size = -1
-        chunks = 0
         while size:
-            if chunks == _TURN_CHUNKS:
-                chunks = 0
-                yield self._joined(), False
-            chunks += 1
             if self._position == len(self._data):
                 yield from self._more(b'')
             line = _CHUNK_LINE.whole.match(self._data, self._position) or \
                 (yield from self._whole(_CHUNK_LINE))
             size, self._position = int(line[1], 16), line.end()
             if line.end() > line.end(1) + 2:
-                self._count(len(line[0]), _CHUNK_LINE)
+                self._limited_bytes += len(line[0])
+                self._check_limit(self._limited_bytes, _CHUNK_LINE)
             elif size:
-                chunks += self._repeated(b'\r\n' + line[0], size, _TURN_CHUNKS - chunks)
+                self._take_repeated(b'\r\n' + line[0], size)
 
             end = self._position + size
             if self._data[end:end + 2] == b'\r\n':  # Without trailers, after the last one too
@@ -744,20 +752,15 @@ class _Chunked:
                 yield from self._rest_of_chunk(size) if size else self._trailers()
         yield self._joined(), self._data[self._position:]
 
-    def _repeated(self, between: bytes, size: int, limit: int) -> int:
-        """Take the chunks before one of the same size, as most are, and return how many: chunks of
-        8 KiB take two thirds of what they take if each line is matched.
-        """
+    def _take_repeated(self, between: bytes, size: int) -> None:
+        """Take the chunks before one of the same size, which saves a third for chunks of 8 KiB."""
         data, start, end = self._data, self._position, self._position + size
         source = memoryview(data) if size > 1024 else data  # To be joined with one copy less
-        number = 0
-        while number < limit and data.startswith(between, end):
+        while data.startswith(between, end):
             self._chunks.append(source[start:end])
             start = end + len(between)
             end = start + size
-            number += 1
         self._position = start
-        return number
 
     def _rest_of_chunk(self, size: int) -> _Decoder:
         end = self._position + size
@@ -771,68 +774,54 @@ class _Chunked:
 
     def _trailers(self) -> _Decoder:
         self._limited_bytes = 0
-        syntax = _TRAILER
         line = b''
         while line != b'\r\n':
-            line = (yield from self._whole(syntax))[0]
-            self._count(len(line), syntax)
-            syntax = _NEXT_TRAILER
+            line = (yield from self._whole(_TRAILER))[0]
+            self._limited_bytes += len(line)
+            self._check_limit(self._limited_bytes, _TRAILER)
 
-    def _whole(
-            self, syntax: _Syntax,
-    ) -> Generator[_Decoded, bytes, re.Match[bytes]]:
+    def _whole(self, syntax: _Syntax) -> Generator[_Decoded, bytes, re.Match[bytes]]:
         """Return the match of a line, once it is whole."""
         match = syntax.whole.match(self._data, self._position)
         while not match:
-            start: Any = syntax.start.match(self._data, self._position)
-            index = start.end()
-            if index < len(self._data):
-                raise HttpInvalidResponse('byte %d of the chunked body is %a, where %s must be' % (
-                    self._before + index + 1, self._data[index:index + 1], syntax.name))
-            rest = b''.join(filter(None, start.groups()))
-            self._count(len(self._data) - self._position - len(rest), syntax)
+            rest = self._data[self._position:]
+            if not syntax.start.fullmatch(rest):
+                line = rest.partition(b'\n')[0]
+                raise HttpInvalidResponse('the chunked body must have %s%s' % (
+                    syntax.name, '' if self._limit is None else ', not %s' % _shown(line)))
+            if len(rest) > 18:  # It is more than a size and CRLF
+                self._check_limit(self._limited_bytes + len(rest), syntax)
             yield from self._more(rest)
             match = syntax.whole.match(self._data)
         self._position = match.end()
         return match
 
-    def _more(self, rest: bytes) -> Generator[Tuple[bytes, None], bytes, None]:
+    def _more(self, rest: bytes) -> Generator[_Decoded, bytes, None]:
         """Hand over what is decoded, and go on with what is received then, after the rest."""
         received = yield self._joined(), None
         if not received:
             raise HttpConnectionClosedError('the body ended before its last chunk')
-        self._before += len(self._data) - len(rest)
-        self._data, self._position = rest + received, 0
+        self._data, self._position = rest + received if rest else received, 0
 
     def _joined(self) -> bytes:
         decoded = b''.join(self._chunks)
         self._chunks.clear()
         return decoded
 
-    def _count(self, number: int, syntax: _Syntax) -> None:
-        self._limited_bytes += number
-        if self._limited_bytes > self._limit:
-            raise HttpHeaderTooLong('the %s of the body are longer than %d bytes '
-                                    '(max_header_length)' % (syntax.limited, self._limit))
+    def _check_limit(self, number: int, syntax: _Syntax) -> None:
+        if self._limit is not None and number > self._limit:
+            raise _too_long('%s of the body are' % syntax.limited, self._limit)
 
 
 # ---- Framing and persistence (RFC 9112 6.3, 9.3) ------------------------------------------------
-
 
 # RFC 2068 19.7.1.1: Keep-Alive: timeout=N, one of its parameters
 _KEEP_ALIVE_TIMEOUT = re.compile(rb'(?:^|[,; \t])timeout=([0-9]{1,9})', re.IGNORECASE)
 
 
-_CHUNKS_ADVICE = '; lowhaio sends chunks as they are given, and lowhaio_chunked encodes them'
-
-
-def _request_decoder(framing: Dict[bytes, bytes]) -> Optional[_Decoder]:
-    """What holds the body of a request to its framing, as its server would; None for no body."""
-    length = int(framing.get(b'content-length', 0))
-    if b'transfer-encoding' not in framing and not length:
-        return None
-    decoder = _rest_of_known_length(length, b'') if length else \
-        _Chunked(float('inf'), b'').decoded()
+def _request_decoder() -> _Decoder:
+    """What holds the chunks of a request to their coding, as its server would."""
+    decoder = _Chunked(None, b'').decoded()
     next(decoder)
     return decoder
 
@@ -840,39 +829,43 @@ def _request_decoder(framing: Dict[bytes, bytes]) -> Optional[_Decoder]:
 @functools.lru_cache(maxsize=256)
 def _stated_persistence(since_1_1: bool, connection: bytes, keep_alive: bytes = b'') -> float:
     """How many seconds a message lets its connection live on (RFC 9112 9.3); 0 if not at all."""
-    options = _tokens(connection)
-    if b'close' in options or (not since_1_1 and b'keep-alive' not in options):
+    if _is_last(since_1_1, connection):
         return 0
     # A second's margin, so that a request doesn't cross with the server's close
     stated = _KEEP_ALIVE_TIMEOUT.search(keep_alive)
     return max(0, int(stated[1]) - 1) if stated else float('inf')
 
 
+def _is_last(since_1_1: bool, connection: bytes) -> bool:
+    """Whether a message says that nothing is read after it (RFC 9112 9.3)."""
+    options = _tokens(connection)
+    return b'close' in options or (not since_1_1 and b'keep-alive' not in options)
+
+
 def _response_framing(
-        method: bytes, head: _Head, received: bytes, limit: int,
-) -> Tuple[Iterator[_Decoded], float]:
-    """Return what decodes the body, in the order of RFC 9112 6.3, and how many seconds the
-    response lets the connection live on: 0 if it can't be used again.
-    """
-    code, since_1_1, headers = head
-    fields = dict(headers)
-    if len(fields) < len(headers):
+        method: bytes, head: _ReadHead, limit: int) -> Tuple[Iterator[_Decoded], float]:
+    """Return what decodes the body (RFC 9112 6.3), and the seconds to keep its connection for."""
+    code, received = head.code, head.received
+    fields = dict(head.headers)
+    if len(fields) < len(head.headers):
         fields = {}
-        for name, value in headers:
+        for name, value in head.headers:
             _add_field(fields, name, value)
 
     coding, length = fields.get(b'transfer-encoding'), fields.get(b'content-length')
     # RFC 9112 6.1: with both, or in HTTP/1.0, an intermediary may have seen another end
-    is_ambiguous = coding is not None and (length is not None or not since_1_1)
+    is_ambiguous = coding is not None and (length is not None or not head.since_1_1)
     connection, keep_alive = fields.get(b'connection', b''), fields.get(b'keep-alive', b'')
     stated_persistence: Callable[..., float] = _stated_persistence
     if len(connection) + len(keep_alive) > _MAX_REMEMBERED:
         stated_persistence = _stated_persistence.__wrapped__
-    seconds = 0 if is_ambiguous or code == b'101' else \
-        stated_persistence(since_1_1, connection, keep_alive)
+    seconds = 0 if is_ambiguous or code == b'101' or head.is_last else \
+        stated_persistence(head.since_1_1, connection, keep_alive)
 
     if method == b'HEAD' or code in (b'101', b'204', b'304'):
-        return _known_length(0, received), seconds
+        # RFC 9110 8.6: a 204 states no body. Of one that does, who knows whether it comes
+        states_body = code == b'204' and (coding is not None or length not in (None, b'0'))
+        return _known_length(0, received), 0 if states_body else seconds
     if coding is not None and coding.lower() == b'chunked':
         return _Chunked(limit, received).decoded(), seconds
     if coding is not None and coding.lower() != b'identity':
@@ -896,22 +889,16 @@ def _content_length(value: bytes) -> int:
 
 # ---- Name resolution ----------------------------------------------------------------------------
 
-
 _Resolve = Callable[..., Awaitable[Iterable[Any]]]
 _ClearCache = Callable[..., Awaitable[None]]
+_Hosts = Dict[bytes, Dict[int, List[bytes]]]  # By name in lower case and type of record: addresses
 
-# How long name servers are given, round by round: slow links take a second and more
-_DNS_ROUNDS = (0.5, 1, 2, 3, 3)
-
-# For an answer that was cut and has no address: none of the codes of RFC 1035 4.1.1
-_TRUNCATED = -1
-
+_DNS_ROUNDS = (0.5, 1, 2, 3, 3)  # Seconds for each name server: slow links take one and more
+_TRUNCATED = -1  # An answer that was cut and has no address: no code of RFC 1035 4.1.1
 _DNS_WORDS: Dict[Any, str] = {  # By error code, or class of exception
     2: 'error code 2 (SERVFAIL)', 5: 'error code 5 (REFUSED)',
     _TRUNCATED: 'an answer that was cut (TC) and has no address, and TCP is not used',
     DnsTimeout: 'no valid answer', DnsCnameChainTooLong: 'a chain of more than 20 CNAME records'}
-
-_Hosts = Dict[bytes, Dict[int, List[bytes]]]  # By name in lower case and type of record: addresses
 
 
 def _hosts() -> _Hosts:
@@ -927,7 +914,7 @@ def _name_servers() -> Tuple[Sequence[str], str]:
     """The name servers of /etc/resolv.conf that can be asked, and what to say of them."""
     words = [line[1] for line in _lines('/etc/resolv.conf')
              if line[0] == b'nameserver' and len(line) > 1]
-    name_servers = [name_server for name_server in map(_name_server, words) if name_server]
+    name_servers = list(filter(None, map(_name_server, words)))
     if name_servers:
         return name_servers[:3], ''  # As many as libc takes (MAXNS)
     if any(_ip_address(word.partition(b'%')[0])[1] for word in words):
@@ -953,30 +940,27 @@ def _ip_address(word: bytes) -> Tuple[int, bytes]:
 
 
 def _name_server(word: bytes) -> str:
-    try:
+    with contextlib.suppress(OSError, ValueError):
         address = socket.inet_ntoa(socket.inet_aton(word.decode()))
-    except (OSError, ValueError):
-        return ''
-    return '127.0.0.1' if address == '0.0.0.0' else address  # From where its answers come
+        return '127.0.0.1' if address == '0.0.0.0' else address  # From where its answers come
+    return ''
 
 
 async def _get_host(hosts: _Hosts, name: Any, record_type: int) -> Any:
-    addresses = hosts.get(name)
-    if addresses is None:
+    if name not in hosts:
         return None
-    if record_type not in addresses:
+    if record_type not in hosts[name]:
         raise DnsRecordDoesNotExist  # What is there has no other addresses, of whichever type
     kind = IPv4AddressExpiresAt if record_type == TYPES.A else IPv6AddressExpiresAt
     # Never, but for that of an alias that a name server has given
-    return tuple(kind(address, name.expires_at) for address in addresses[record_type])
+    return tuple(kind(address, name.expires_at) for address in hosts[name][record_type])
 
 
 class _NameServers:
     """The name servers to ask, round by round.
 
-    A class, since aiodnsresolver leaves it half used: the loop would finalise an asynchronous
-    generator in a task of its own. And aiodnsresolver ends its wait for a name server by
-    cancelling the task: that is taken back here, where it asks for the next one.
+    aiodnsresolver leaves it half used, where the loop would finalise an asynchronous generator in
+    a task, and ends each wait by cancelling the task, which is taken back at the next one.
     """
 
     def __init__(self, name_servers: Iterable[str], _: bytes) -> None:
@@ -991,15 +975,11 @@ class _NameServers:
         return self
 
     async def __anext__(self) -> Tuple[float, Tuple[str, int]]:
-        if hasattr(self._task, 'uncancel'):  # Python 3.11
-            # The clock and timers of uvloop have whole milliseconds
-            if self._loop.time() + 0.002 > self._deadline and \
-                    self._task.cancelling() > self._cancelling:
-                self._task.uncancel()
-                if self._task.cancelling() > self._cancelling:
-                    raise asyncio.CancelledError  # From outside, in the same turn of the loop
-            self._cancelling = self._task.cancelling()
-
+        # The clock and timers of uvloop have whole milliseconds
+        if self._loop.time() + 0.002 > self._deadline and _cancellations() > self._cancelling and \
+                self._task.uncancel() > self._cancelling:
+            raise asyncio.CancelledError  # From outside, in the same turn of the loop
+        self._cancelling = _cancellations()
         for seconds, name_server in self._questions:
             self._deadline = self._loop.time() + seconds
             return seconds, (name_server, 53)
@@ -1029,9 +1009,8 @@ def _get_dns_resolver(get_logger_adapter: _GetLoggerAdapter) -> Tuple[_Resolve, 
     def name_servers_and_resolver() -> Any:
         nonlocal made
         if made is None:
-            # Resolver reads both files by itself, takes nothing in their place, and raises where
-            # libc goes on. So this is its code, with other functions among its globals: to put
-            # them into its module would change it for all, and a copy of it would get old
+            # Resolver reads both files by itself, and raises where libc goes on. So this is its
+            # code, with other functions among its globals: in its module, they would be for all
             hosts, name_servers = _hosts(), _name_servers()
             resolver = types.FunctionType(Resolver.__code__, {
                 **Resolver.__globals__, 'parse_etc_hosts': lambda: hosts,
@@ -1070,16 +1049,14 @@ def _get_dns_resolver(get_logger_adapter: _GetLoggerAdapter) -> Tuple[_Resolve, 
 def _dns_failure(exception: DnsError, host: str, name_servers: Sequence[str], remark: str) -> str:
     if not name_servers:
         return remark
-    failure = 'the name servers (%s%s) ' % (', '.join(name_servers), remark)
-    if isinstance(exception, DnsRecordDoesNotExist):
-        failure += 'know no A or AAAA record of it'
-    else:
-        key = exception.args[0] if isinstance(exception, DnsResponseCode) else type(exception)
-        failure += 'were asked %d times each, for up to %s seconds; in the end: %s' % (
+    key = exception.args[0] if isinstance(exception, DnsResponseCode) else type(exception)
+    return 'the name servers (%s%s) %s%s' % (
+        ', '.join(name_servers), remark,
+        'know no A or AAAA record of it' if isinstance(exception, DnsRecordDoesNotExist) else
+        'were asked %d times each, for up to %s seconds; in the end: %s' % (
             len(_DNS_ROUNDS), sum(_DNS_ROUNDS),
-            _DNS_WORDS.get(key) or exception.__cause__ or repr(exception))
-    return failure if '.' in host else \
-        failure + '; a single label needs a search domain, which is not added'
+            _DNS_WORDS.get(key) or exception.__cause__ or repr(exception)),
+        '' if '.' in host else '; a single label needs a search domain, which is not added')
 
 
 def _drop_tracebacks(exception: Optional[BaseException]) -> None:
@@ -1091,42 +1068,62 @@ def _drop_tracebacks(exception: Optional[BaseException]) -> None:
 
 # ---- Connection ---------------------------------------------------------------------------------
 
-
 _Key = Tuple[str, str, int, bool]  # Host, IP address, port, TLS
 
 # How many bytes may pass before other tasks get their turn, which is less than a megabyte with
 # one call to send more; and what a call counts for at least
-_TURN_BYTES = 720896
-_CALL_BYTES = 4096
+_TURN_BYTES = 851968
+_CALL_BYTES = 1024
+
+# Of one call to receive: in tiny chunks, more of them would take too long to decode in a turn
+_RECEIVE_BYTES = 65536
 
 # Of one call to send, which with TLS and a fast peer doesn't end by itself. The first one of a
 # request is one TLS record (RFC 8446 5.1), as a call for several may send some and then raise
-_SEND_BYTES = 262144
+_SEND_BYTES = 131072
 _TLS_RECORD_BYTES = 16384
 
-# RFC 8305 5: Connection Attempt Delay
-_ATTEMPT_SECONDS = 0.25
+# Of a request this large, the kernel may hold more than a slow peer takes before the deadline:
+# while it waits, its connection looks at that each eighth of the timeout
+_SLOW_BYTES = 16384
+_LOOK_SHARE = 0.125
 
-# Addresses that a message names
-_MAX_FAILURES = 6
+_NEVER = float('inf')
+
+# Whether a connection waits for room to send more; and anew, where the event may be of before
+# (with TLS, to send may want a read, after which it is tried again)
+_NO_ROOM_WANTED, _READ_WANTED, _ROOM_WANTED, _ROOM_WANTED_ANEW = range(4)
+
+_SO_NWRITE = 0x1024  # Of macOS
+
+_ATTEMPT_SECONDS = 0.25  # RFC 8305 5: Connection Attempt Delay
+_MAX_FAILURES = 6  # Addresses that a message names
 
 # What connect_ex returns for an attempt that goes on; the second on Windows
 _IN_PROGRESS = (errno.EINPROGRESS, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS))
 
 
 class _Connection:
-    """A connected socket, with TLS or without, whose operations can be awaited one at a time.
+    """A connected socket, with TLS or without: look, send now, wait for one event, rest, close.
 
-    Its reader stays registered, since adding and removing it costs 28 us: it is removed only when
-    something arrives that nobody waits for. One timer serves all waits, which move its deadline.
+    It is in one of four states:
+
+        idle     in the pool: `_on_idle_event` is called at whatever happens
+        busy     its owner runs, and looks and sends, neither of which waits
+        waiting  its owner awaits `_waiter`, which the first event completes: bytes have arrived,
+                 there is room to send more, wake() was called, or the deadline has passed
+        closed
+
+    Only bytes that go or come move the deadline. Its reader stays registered, since to add and
+    remove it costs 28 us: what arrives is received at once, so that no event comes twice, but no
+    more than one buffer ahead of the owner.
     """
 
     __slots__ = (
-        '_background', '_bufsize', '_deadline', '_fileno', '_first_send_bytes', '_is_drained',
-        '_is_paused', '_is_reset', '_is_sending', '_is_tls', '_loop', '_on_idle_event',
-        '_operation', '_poll', '_reads', '_recv', '_send', '_send_bytes', '_sock', '_thread',
-        '_timer', '_timer_at', '_waiter', '_writes', 'arrived', 'credit', 'idle_seconds', 'key',
-        'rested_at', 'timeout')
+        '_bufsize', '_deadline', '_held', '_is_tls', '_on_idle_event', '_pid', '_poll', '_reads',
+        '_received', '_recv', '_room', '_send', '_sent', '_sock', '_timer', '_timer_at', '_waiter',
+        '_writes', 'credit', 'failure', 'idle_seconds', 'is_full', 'key', 'loop', 'rested_at',
+        'thread', 'timeout')
 
     def __init__(
             self, loop: asyncio.AbstractEventLoop, sock: socket.socket, key: _Key,
@@ -1134,274 +1131,283 @@ class _Connection:
     ) -> None:
         self.key = key
         self.timeout = timeout
-        self.arrived = False  # Whether something may have that nobody waited for
         self.credit = _TURN_BYTES  # How much may pass yet in this turn of the loop
         self.idle_seconds = 0.0  # How long it may rest after its response; 0 if not at all
         self.rested_at = 0.0  # When it was put into the pool, if it was
-        self._loop = loop
+        self.loop = loop
         self._sock = sock
-        self._fileno = sock.fileno()
-        self._bufsize = bufsize
-        self._is_tls = isinstance(sock, ssl.SSLSocket)
+        self.thread = threading.get_ident()
+        self._pid = os.getpid()
+        self._bufsize = min(bufsize, _RECEIVE_BYTES)
         # read and write are what recv and send of an SSLSocket call, after checks
-        self._recv: Callable[[int], bytes] = getattr(sock, 'read' if self._is_tls else 'recv')
-        self._send: Callable[[Any], int] = getattr(sock, 'write' if self._is_tls else 'send')
-        self._first_send_bytes = _TLS_RECORD_BYTES if self._is_tls else _SEND_BYTES
-        self._send_bytes = self._first_send_bytes
-        self._thread = threading.get_ident()
-        self._waiter: Optional[asyncio.Future[Any]] = None
-        self._operation: Optional[Callable[[], Any]] = None
-        self._background: Optional[Callable[[], Optional[bool]]] = None
-        self._is_drained = False
-        self._is_sending = False
-        self._is_paused = False
-        self._is_reset = False
+        is_tls = isinstance(sock, ssl.SSLSocket)
+        self._recv: Callable[[int], bytes] = getattr(sock, 'read' if is_tls else 'recv')
+        self._send: Callable[[Any], int] = getattr(sock, 'write' if is_tls else 'send')
+        self._is_tls = False  # From the end of the handshake on
+        self._received: Union[bytes, Exception, None] = None  # Ahead of the owner
+        self.is_full = False  # Whether the last read took all it could: there may be more
+        self.failure: Optional[Exception] = None  # Why it can't send
+        self._sent = 0  # Bytes of this request
+        self._held: Optional[int] = None  # Of these by the kernel, when it was last looked at
+        self._room = _NO_ROOM_WANTED
+        self._waiter: Optional[asyncio.Future[None]] = None
         self._on_idle_event: Optional[Callable[[_Connection], None]] = None
-        self._deadline = self._timer_at = 0.0
+        self._deadline, self._timer_at = _NEVER, 0.0
         self._timer: Optional[asyncio.TimerHandle] = None
         self._reads = self._writes = False  # What the loop watches for
         self._watch(True, False)
         self._poll = _poll_of(sock)
 
-    def look(self) -> Optional[bytes]:
-        """Return what has arrived, without waiting: None if nothing has, b'' at the end."""
-        try:
-            data = self._recv(self._bufsize)
-            if not data and self._is_reset:
-                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-            return data
-        except (BlockingIOError, ssl.SSLWantReadError):
-            if self.arrived:
-                self.arrived = False
-                self._watch(True, self._writes)
-        except ssl.SSLWantWriteError:
-            self._watch(self._reads, True)
-        return None
-
-    def send_now(self, data: Union[bytes, memoryview]) -> int:
-        """Send what can be without waiting, and return how many bytes that is."""
-        if len(data) > self._send_bytes:
-            data = memoryview(data)[:self._send_bytes]
-        try:
-            sent = self._send(data)
-        except (BlockingIOError, ssl.SSLWantWriteError):
-            return 0
-        except ssl.SSLWantReadError:
-            self._watch(self._reads, False)  # It is writable all the time
-            return 0
-        except ConnectionResetError:
-            self._is_reset = True  # The system says so once, and ends what is received with b''
-            raise
-        self._send_bytes = _SEND_BYTES
-        self.credit -= max(sent, _CALL_BYTES)
-        return sent
-
-    def receive(self, seconds: Optional[float] = None) -> Awaitable[bytes]:
-        """Wait for the next bytes; b'' at the end. Raises OSError and asyncio.TimeoutError."""
-        if self._is_tls and self._pending():
-            return self.receive_more()
-        if not self._reads:
-            self._watch(True, self._writes)
-        return self._completion(
-            self._look_on if self._is_tls and seconds is None else self.look, seconds)
-
-    def _look_on(self) -> Optional[bytes]:
-        """look() at an event. If all that came is a part of a TLS record, it was no silence."""
-        data = self.look()
-        if data is None:
-            self._deadline = self._loop.time() + self.timeout
-        return data
-
-    def receive_now(self) -> Optional[bytes]:
-        """Return what has arrived, as more of a body probably has; None if nothing has."""
-        if self._is_drained and not self.arrived and not self._poll(0) and \
-                not (self._is_tls and self._pending()):
-            return None
-        data = self.look()
-        if data is None:
-            self._is_drained = True  # The peer is slower: a read is likely to be in vain again
-            return None
-        self._is_drained = False
-        self.credit -= len(data) if len(data) > _CALL_BYTES else _CALL_BYTES
-        return data
-
-    async def receive_more(self) -> bytes:
-        """The same as receive() where more has probably arrived already."""
-        if self.credit <= 0:
-            await self.give_turn()
-        data = self.receive_now()
-        return await self.receive() if data is None else data
-
-    async def send(self, send_some: Callable[[], Optional[bool]]) -> None:
-        """Wait until send_some(), which sends when that is possible, returns True.
-
-        Returns early if something arrives.
-        """
-        self._watch(True, True)
-        self._is_sending = True
-        try:
-            await self._completion(send_some)
-        finally:
-            self._is_sending = False
-
-    def send_in_background(self, send_some: Callable[[], Optional[bool]]) -> None:
-        """Call send_some() whenever the socket is writable and nobody waits, until it is done."""
-        self._background = send_some
-        self._watch(self._reads, True)
-
     async def handshake(self) -> None:
         """Do the TLS handshake, which may take the timeout as a whole."""
-        if not self._handshake_now():
-            await self._completion(self._handshake_now)
-
-    def _handshake_now(self) -> Optional[bool]:
+        self._set_deadline(self.loop.time() + self.timeout)
+        recv, self._recv, self.is_full = self._recv, self._handshake_now, True
         try:
-            self._sock.do_handshake()  # type: ignore[attr-defined]
-            return True
+            while self.look() is None:
+                await self.event()
+        finally:
+            self._recv = recv
+        self._is_tls = True
+
+    def _handshake_now(self, _: int) -> bytes:
+        """In place of _recv: TLS wants to read and to write, and fails, as it does then."""
+        self._sock.do_handshake()  # type: ignore[attr-defined]
+        return b'done'
+
+    def look(self) -> Optional[bytes]:
+        """Return what has arrived, without waiting: None if nothing has, b'' at the end."""
+        data = self._received
+        if data is None:
+            # A read that finds nothing takes three times as long as to poll
+            if self._reads and not self.is_full and not self._poll(0) and not self._pending():
+                return None  # There will be an event
+            return self._receive()
+        self._received = None
+        if isinstance(data, bytes):
+            return data
+        try:
+            raise data
+        finally:
+            del data  # It has this frame, in its traceback
+
+    def taken_failure(self) -> Exception:
+        """Return why it can't send, to be raised: kept here, too, that would make a cycle."""
+        failure, self.failure = self.failure, None
+        assert failure is not None
+        return failure
+
+    def _pending(self) -> bool:
+        """Whether TLS has decrypted what was not asked for: no event tells of it."""
+        return self._is_tls and self._sock.pending() > 0  # type: ignore[attr-defined]
+
+    def _receive(self) -> Optional[bytes]:
+        try:
+            data = self._recv(self._bufsize)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            self.is_full = False
+            is_sent_again = self._room is _READ_WANTED
+            if is_sent_again:
+                self._room = _ROOM_WANTED
+            self._watch(True, self._writes or is_sent_again)
+            return None
         except ssl.SSLWantWriteError:
             self._watch(self._reads, True)
-        except ssl.SSLWantReadError:
-            pass
-        return None
-
-    async def give_turn(self) -> None:
-        """Let other tasks run, after much was sent or received without a wait."""
-        self.credit = _TURN_BYTES
-        self._is_paused = True
-        try:
-            await asyncio.sleep(0)
-        finally:
-            self._is_paused = False
-
-    def _completion(
-            self, operation: Callable[[], Any], seconds: Optional[float] = None,
-    ) -> asyncio.Future[Any]:
-        """What `operation`, called at each event, returns when it is something other than None.
-
-        If the wait for it is cancelled, the connection can only be closed.
-        """
-        self.credit = _TURN_BYTES
-        self._operation, self._background = operation, None
-        self._waiter = waiter = self._loop.create_future()
-        self._set_deadline(self._loop.time() + (self.timeout if seconds is None else seconds))
-        return waiter
-
-    def _on_readable(self) -> None:
-        if self._waiter is not None and not self._is_sending:
-            self._attempt()
-        elif self._on_idle_event is not None:
-            if not self.is_quiet():
-                self._on_idle_event(self)
-        else:
-            self.arrived = True
-            if not self._is_paused:
-                self._watch(False, self._writes)
-                self._wake(False)
-
-    def _on_writable(self) -> None:
-        if self._waiter is None:
-            if self._background is None or self._background() is not None:
-                self._background = None
-                self._watch(self._reads, False)
-            return
-
-        if self._is_sending:
-            self.credit = _TURN_BYTES
-            self._deadline = self._loop.time() + self.timeout  # The peer has taken something
-        else:
-            self._watch(self._reads, False)
-        self._attempt()
-
-    def _attempt(self) -> None:
-        try:
-            result = self._operation()  # type: ignore[misc]
-        except Exception as exception:
-            self._wake(exception)
-        else:
-            if result is not None:
-                self._wake(result)
-
-    def _wake(self, result: Any) -> None:
-        # From now on, and before its task runs, nothing is for this waiter
-        waiter, self._waiter = self._waiter, None
-        self._operation = None  # A reference to self
-        if waiter is not None and not waiter.done():
-            if isinstance(result, Exception):
-                waiter.set_exception(result)
-            else:
-                waiter.set_result(result)
+            return None
+        if not data and isinstance(self.failure, ConnectionResetError):
+            # The system says so once, and ends what is received then
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        self.is_full = len(data) == self._bufsize
+        self._deadline = _NEVER
+        self.credit -= len(data) + _CALL_BYTES
+        return data
 
     def is_quiet(self) -> bool:
         """Whether nothing has arrived, the end of the connection included."""
         try:
-            return not self._poll(0) or self.look() is None
+            return self._received is None and (not self._poll(0) or self._receive() is None)
         except OSError:
             return False
 
-    def rest(self, on_event: Callable[[_Connection], None]) -> None:
-        """Be idle until an event: bytes, the end of the connection, or of `idle_seconds`."""
-        if not self._reads:
-            self._watch(True, self._writes)
-        self._on_idle_event = on_event
-        self._background = None
-        self.rested_at = self._loop.time()
-        self._set_deadline(self.rested_at + self.idle_seconds)
-        if self._is_tls and self._pending():
-            on_event(self)
+    def send_now(self, data: Union[bytes, memoryview]) -> int:
+        """Send what can be without waiting, and return how many bytes that is: none where that
+        fails, and `failure` says why.
+        """
+        if len(data) > _SEND_BYTES:
+            data = memoryview(data)[:_SEND_BYTES]
+        if self._is_tls and not self._sent:
+            data = memoryview(data)[:_TLS_RECORD_BYTES]
+        try:
+            sent = self._send(data)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            self._room = _ROOM_WANTED
+            return 0
+        except ssl.SSLWantReadError:
+            self._room = _READ_WANTED  # It is writable all the time
+            return 0
+        except OSError as exception:
+            self.failure = exception.with_traceback(None)
+            self.is_full = True  # Look for what the server said before
+            return 0
+        self._room = _NO_ROOM_WANTED if sent == len(data) else _ROOM_WANTED
+        self._sent += sent
+        self._deadline = _NEVER
+        self.credit -= sent
+        return sent
 
-    def _pending(self) -> int:
-        """How many bytes TLS has decrypted, but were not asked for: no event tells of them."""
-        return self._sock.pending()  # type: ignore[attr-defined, no-any-return]
+    def send_no_more(self) -> None:
+        """Wait for no room, which would end each wait from when there is some."""
+        self._room = _NO_ROOM_WANTED
 
-    def wake_up(self) -> bool:
-        """Be idle no more, and return whether the connection can be used."""
-        self._on_idle_event = None
-        self.arrived = False  # What the last response left behind: is_quiet() asks afresh
-        self._send_bytes = self._first_send_bytes
+    def event(self, is_bounded: bool = True) -> asyncio.Future[None]:
+        """Wait for an event; asyncio.TimeoutError comes at the deadline, unless it is unbounded.
+
+        To be called where look() has returned None.
+        """
         self.credit = _TURN_BYTES
-        return self.is_quiet() and self._loop.time() < self._deadline
+        self._waiter = waiter = self.loop.create_future()
+        if self._room >= _ROOM_WANTED:
+            if self._writes:
+                self._room = _ROOM_WANTED_ANEW
+            else:
+                self._watch(self._reads, True)
+        if not is_bounded:
+            self._deadline = _NEVER
+        elif self._deadline == _NEVER:
+            self._set_deadline(self.loop.time() + self.timeout)
+        elif self._timer is None:
+            self._set_deadline(self._deadline)  # It has passed meanwhile
+        return waiter
 
-    def _set_deadline(self, deadline: float) -> None:
-        self._deadline = deadline
-        if self._timer is not None:
-            if self._timer_at <= deadline:
-                return  # It sets itself again when it finds the deadline moved
-            self._timer.cancel()
-        self._timer_at = deadline  # A timer of uvloop that is due has no when()
-        self._timer = self._loop.call_at(deadline, self._on_timer)
+    def pause(self) -> asyncio.Future[None]:
+        """Wait for wake(), also where the connection is closed."""
+        self._deadline = _NEVER
+        self._waiter = waiter = self.loop.create_future()
+        return waiter
+
+    async def turn(self) -> None:
+        """Let other tasks run, after much was sent or received without a wait."""
+        self.credit = _TURN_BYTES
+        await asyncio.sleep(0)
+
+    def wake(self, _: Any = None) -> None:
+        """End the wait."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _on_readable(self) -> None:
+        if self._on_idle_event is not None:
+            if not self.is_quiet():
+                self._on_idle_event(self)
+            return
+        if self._received is not None:
+            self._watch(False, self._writes)  # One buffer is all that is read ahead
+            return
+
+        try:
+            self._received = self._receive()
+        except Exception as exception:
+            self._received = exception.with_traceback(None)
+        if self._received is not None:
+            self.wake()
+        elif self._is_tls and self._deadline != _NEVER:
+            self._deadline = self.loop.time() + self.timeout  # A part of a record is no silence
+
+    def _on_writable(self) -> None:
+        if self._room is _ROOM_WANTED_ANEW:
+            self._room = _ROOM_WANTED  # This event may be as old as the last wait
+        elif self._room is _ROOM_WANTED and self._waiter is not None:
+            self.wake()
+        else:
+            self._watch(self._reads, False)
+            if self._room <= _READ_WANTED:
+                self._on_readable()  # TLS had to write in order to read
 
     def _on_timer(self) -> None:
         self._timer = None
-        if self._waiter is None and self._on_idle_event is None:
-            return
-        if self._loop.time() < self._deadline:
+        if self._on_idle_event is None:
+            if self._waiter is None or self._deadline == _NEVER:
+                return  # It is set again by the next wait
+            self._extend_deadline()
+        if self.loop.time() < self._deadline:
             self._set_deadline(self._deadline)
-        elif self._waiter is not None:
-            self._wake(asyncio.TimeoutError())
-        else:
-            self._on_idle_event(self)  # type: ignore[misc]
+        elif self._on_idle_event is not None:
+            self._on_idle_event(self)
+        elif not self._waiter.done():  # type: ignore[union-attr]
+            self._waiter.set_exception(asyncio.TimeoutError())  # type: ignore[union-attr]
+
+    def _extend_deadline(self) -> None:
+        """Give a peer more time that is slow, but takes what the kernel holds for it."""
+        before, self._held = self._held, _unsent_by_kernel(self._sock)
+        now = self.loop.time()
+        if before is not None and self._held < before:
+            self._deadline = now + self.timeout
+        elif before is None and self._held and now >= self._deadline:
+            self._deadline = now + self.timeout * _LOOK_SHARE  # Then it is known
+
+    def _set_deadline(self, deadline: float) -> None:
+        self._deadline = deadline
+        # A timer that is earlier sets itself again when it finds the deadline moved
+        if self._timer is None or self._timer_at > deadline or self._sent >= _SLOW_BYTES:
+            self._set_timer(deadline)
+
+    def _set_timer(self, at: float) -> None:
+        if self._sent >= _SLOW_BYTES and self._on_idle_event is None:
+            at = min(at, self.loop.time() + self.timeout * _LOOK_SHARE)
+        if self._timer is not None:
+            if self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer_at = at  # A timer of uvloop that is due has no when()
+        self._timer = self.loop.call_at(at, self._on_timer, context=contextvars.Context())
 
     def _watch(self, reads: bool, writes: bool) -> None:
         """Have the loop watch for what is asked for, by changes alone: each costs 14 us."""
         if reads != self._reads:
             self._reads = reads
             if reads:
-                self._loop.add_reader(self._fileno, self._on_readable)
+                self._add(self.loop.add_reader, self._on_readable)
             else:
-                self._loop.remove_reader(self._fileno)
+                self.loop.remove_reader(self._sock.fileno())
         if writes != self._writes:
             self._writes = writes
             if writes:
-                self._loop.add_writer(self._fileno, self._on_writable)
+                self._add(self.loop.add_writer, self._on_writable)
             else:
-                self._loop.remove_writer(self._fileno)
+                self.loop.remove_writer(self._sock.fileno())
+
+    def _add(self, add: Callable[..., None], callback: Callable[[], None]) -> None:
+        # In a context of its own: that of the caller would live as long as the connection
+        contextvars.Context().run(add, self._sock.fileno(), callback)
+
+    def rest(self, on_event: Callable[[_Connection], None]) -> None:
+        """Be idle until an event: bytes, the end of the connection, or of `idle_seconds`."""
+        self._on_idle_event = on_event
+        self.rested_at = self.loop.time()
+        if not self._reads:
+            self._watch(True, self._writes)
+        self._set_deadline(self.rested_at + self.idle_seconds)
+        if self._received is not None or self._pending():
+            on_event(self)
+
+    def wake_up(self) -> bool:
+        """Be idle no more, and return whether that is in time."""
+        self._on_idle_event = None
+        self._sent, self._held, self.is_full = 0, None, False
+        self.credit = _TURN_BYTES
+        is_in_time = self.loop.time() < self._deadline
+        self._deadline = _NEVER
+        return is_in_time
 
     def close(self) -> None:
         """Close; TLS sends its close_notify, but doesn't wait for the peer's."""
-        self._on_idle_event = self._background = self._waiter = self._operation = None
+        self._on_idle_event = self._waiter = None
+        if os.getpid() != self._pid:  # What is registered is the parent's, and so is TLS
+            self._sock.close()
+            return
         if self._timer is not None:
             self._timer.cancel()
-        if self._sock.fileno() != -1 and not self._loop.is_closed():
+        if self._sock.fileno() != -1 and not self.loop.is_closed():
             self._watch(False, False)  # Before the number of the socket is another one's
         if self._is_tls:
             with contextlib.suppress(OSError, ValueError):
@@ -1410,39 +1416,35 @@ class _Connection:
 
     def abandon(self) -> None:
         """Close from the garbage collector: on any thread, at any time."""
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self.thread or os.getpid() != self._pid:
             self.close()
             return
         # A loop that has ended, but is not closed yet, forgets it uncalled when it is
         close = functools.partial(self.close)
         weakref.finalize(close, self.close)
         with contextlib.suppress(RuntimeError):  # The loop is closed
-            self._loop.call_soon_threadsafe(close)
+            self.loop.call_soon_threadsafe(close, context=contextvars.Context())
 
 
-def _poll_of(sock: socket.socket) -> Callable[[int], Any]:
-    """What asks whether anything has arrived: a read that finds nothing takes three times as long,
-    since it raises.
-    """
+def _unsent_by_kernel(sock: socket.socket) -> int:
+    """How many bytes the kernel holds that the peer hasn't taken yet; 0 if it doesn't say."""
+    if sys.platform == 'linux':
+        held = bytearray(4)
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, held)
+        return int.from_bytes(held, sys.byteorder)
+    if sys.platform == 'darwin':
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE)
+    return 0
+
+
+def _poll_of(sock: socket.socket, is_to_write: bool = False) -> Callable[[int], Any]:
+    """What asks whether a socket is ready: a read that finds nothing takes three times as long."""
     if not hasattr(select, 'poll'):  # On Windows
         return lambda _: True
     poll = select.poll()
-    poll.register(sock, select.POLLIN)
+    poll.register(sock, select.POLLOUT if is_to_write else select.POLLIN)
     return poll.poll
-
-
-def _is_connected(sock: socket.socket) -> Optional[bool]:
-    """Whether an attempt has succeeded; None if it goes on, but not within this machine."""
-    if not hasattr(select, 'poll'):
-        return None
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    events = poll.poll(0)
-    return events[0][1] == select.POLLOUT if events else None
-
-
-def _error_of(sock: socket.socket) -> int:
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 class _Attempts:
@@ -1454,22 +1456,20 @@ class _Attempts:
     """
 
     __slots__ = (
-        '_deadline', '_error', '_failures', '_get_sock', '_is_decided', '_loop',
-        '_makes_room', '_pending', '_port', '_untried', '_waiter', '_winners')
+        '_deadline', '_error', '_failures', '_get_sock', '_has_news', '_loop', '_makes_room',
+        '_pending', '_port', '_untried', '_winners')
 
     def __init__(  # noqa: PLR0913
             self, loop: asyncio.AbstractEventLoop, get_sock: Callable[..., socket.socket],
             makes_room: Callable[[Optional[int]], bool], addresses: Iterable[str], port: int,
-            failures: Dict[str, str],
-    ) -> None:
+            failures: Dict[str, str]) -> None:
         self._loop = loop
         self._get_sock = get_sock
         self._makes_room = makes_room
         self._untried = list(addresses)
         self._port = port
         self._deadline = 0.0
-        self._is_decided = False
-        self._waiter: Optional[asyncio.Future[None]] = None  # Most need none
+        self._has_news = asyncio.Event()
         self._pending: Dict[socket.socket, str] = {}
         self._winners: List[Tuple[socket.socket, str]] = []
         self._failures = failures
@@ -1507,14 +1507,12 @@ class _Attempts:
         now = self._loop.time()
         self._deadline = self._deadline or now + seconds
         next_at = now + _ATTEMPT_SECONDS if self._untried else self._deadline
-        if not self._is_decided:
-            self._waiter = self._loop.create_future()
-            timer = self._loop.call_at(min(next_at, self._deadline), self._wake)
-            try:
-                await self._waiter
-            finally:
-                timer.cancel()
-        self._is_decided = False
+        timer = self._loop.call_at(min(next_at, self._deadline), self._has_news.set)
+        try:
+            await self._has_news.wait()
+        finally:
+            timer.cancel()
+        self._has_news.clear()
         if not self._winners and self._loop.time() >= self._deadline:
             raise asyncio.TimeoutError
 
@@ -1532,19 +1530,18 @@ class _Attempts:
         error = sock.connect_ex(peer)
         if error not in _IN_PROGRESS:
             self._decide(sock, error)
-            return
-        is_connected = _is_connected(sock)
-        if is_connected is None:
-            self._loop.add_writer(sock.fileno(), self._on_writable, sock)
+        elif hasattr(select, 'poll') and _poll_of(sock, True)(0):
+            self._decide(sock)  # As within this machine
         else:
-            self._decide(sock, 0 if is_connected else _error_of(sock))
+            self._loop.add_writer(sock.fileno(), self._on_writable, sock)
 
     def _on_writable(self, sock: socket.socket) -> None:
         self._loop.remove_writer(sock.fileno())
-        self._decide(sock, _error_of(sock))
+        self._decide(sock)
 
-    def _decide(self, sock: socket.socket, error: int) -> None:
+    def _decide(self, sock: socket.socket, error: int = 0) -> None:
         address = self._pending.pop(sock)
+        error = error or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if not error and _is_own_peer(sock, self._port):
             error = errno.ECONNREFUSED
         if error:
@@ -1552,26 +1549,20 @@ class _Attempts:
             self._fail(address, OSError(error, os.strerror(error)))
             return
         self._winners.append((sock, address))
-        self._wake()
+        self._has_news.set()
 
     def _fail(self, address: str, error: OSError) -> None:
         self._error = self._error or error
         self._failures[address] = error.strerror or str(error)
-        self._wake()
-
-    def _wake(self) -> None:
-        self._is_decided = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._has_news.set()
 
 
 def _is_own_peer(sock: socket.socket, port: int) -> bool:
     """Whether a socket is connected to itself: its own port was the one that nobody listens on."""
-    try:
+    with contextlib.suppress(OSError):  # Of a connection that is reset by now
         name = sock.getsockname()
         return bool(name[1:2] == (port,) and name == sock.getpeername())
-    except OSError:
-        return False  # Of a connection that is reset by now
+    return False
 
 
 def _zoned(address: str, port: int) -> Tuple[Any, ...]:
@@ -1629,285 +1620,483 @@ def _get_sock(family: int = socket.AF_INET) -> socket.socket:
     return sock
 
 
-# ---- Exchange (RFC 9110 10.1.1, RFC 9112 9.3) ---------------------------------------------------
-
+# ---- Request body -------------------------------------------------------------------------------
 
 # Pieces of a request are gathered up to this size, to leave in one packet
 _PACKET_BYTES = 65536
 
+_CHUNKS_ADVICE = '; lowhaio sends chunks as they are given, and lowhaio_chunked encodes them'
+
 # RFC 9110 10.1.1: how long to wait for a 100, which some servers never send
 _CONTINUE_SECONDS = 1
 
-# More than any server sends on purpose: one that reports progress with 102 does so each 20 s
-_MAX_INTERIM_RESPONSES = 100
+# The states of a request, in their order
+_HELD, _RUNNING, _ENDED, _SENT, _STOPPED = range(5)
+
+# What a body waits for that awaits nothing, but yields: another turn of the loop, which is over
+_TURN, _TURN_IS_OVER = object(), object()
+_NO_FUTURE = (None, _TURN, _TURN_IS_OVER)
+
+
+@types.coroutine
+def _no_more_now() -> Generator[None, None, None]:
+    """Where the steps of a request stop, as the connection takes no more in this turn."""
+    yield _NO_MORE_NOW
+
+
+_NO_MORE_NOW: Any = object()
 
 
 class _NothingSentError(Exception):
-    """The connection was dead before it took a byte of the request."""
+    """A connection of the pool was dead before it took a byte of the request."""
 
 
-class _Exchange:
-    """A request on its way, and the head of its response.
+class _Request:
+    """A request on its way: its head, and the caller's body, which is run step by step.
 
-    It outlives a connection that turns out to be dead before it took a byte.
+    It is in one of five states, in this order:
+
+        held      its head is sent, and its body waits for a 100 (Continue)
+        running   the caller's body is asked for more, or waits: then `_waits_for` says for what
+        ended     all of it is there
+        sent      all of it is sent
+        stopped   no more of it is sent, as it failed, or as nobody wants it any more
+
+    The steps are one coroutine of our own, which asks the caller's body, holds it to its framing,
+    gathers and sends. Whoever waits for the connection runs it, in progress(), until it waits as
+    well; what it waits for then ends the wait for the connection. Thus it runs in the caller's
+    task, without one of its own. It outlives a connection that is dead before it takes a byte.
     """
 
     __slots__ = (
-        '_any_sent', '_body', '_body_arguments', '_chunks', '_connection', '_decoder', '_failure',
-        '_framing', '_has_continued', '_interim_responses', '_is_to_close', '_limit', '_unsent',
-        '_unsent_bytes', 'is_ended', 'received')
+        '_body', '_cancellation', '_chunks', '_connection', '_decoder', '_hold', '_remaining',
+        '_steps', '_thrown', '_unsent', '_waits_for', 'framing', 'has_body', 'has_sent', 'state')
 
     def __init__(
-            self, head: bytes, framing: Dict[bytes, bytes], limit: int,
+            self, head: bytes, framing: Dict[bytes, bytes],
             body: Callable[..., AsyncIterable[Any]],
             body_arguments: Tuple[Tuple[Any, ...], Dict[str, Any]],
     ) -> None:
         if not callable(body):
             raise TypeError('body must be a function that returns an asynchronous iterable, not '
                             '%s: %s' % (type(body).__name__, _body_advice(body)))
-        self.received = b''  # In the end, what came after the head
+        self.framing = framing
+        self.has_body = bool(framing) or body is not empty_async_iterator
+        self.has_sent = False  # Any of it
+        self.state = _ENDED
         self._connection: Any = None
-        self._limit = limit
-        self._framing = framing
-        self._decoder = _request_decoder(framing) if framing else None
-        self._body = body
-        self._body_arguments = body_arguments
-        self._chunks: Any = None
-        self.is_ended = body is empty_async_iterator and self._decoder is None
         self._unsent: List[Union[bytes, memoryview]] = [head]
-        self._unsent_bytes = len(head)
-        self._any_sent = False
-        self._failure: Optional[OSError] = None  # Of the last attempt to send
-        self._has_continued = False
-        self._is_to_close = False  # As an interim response said (RFC 9112 9.6)
-        self._interim_responses = 0
+        self._waits_for: Any = None
+        self._chunks: Any = None  # The caller's body, until it has ended
+        if self.has_body:
+            self._set_body(body, *body_arguments)
 
-    async def response_head(self, connection: _Connection) -> _Head:
-        """Send the request, and return the head of the final response to it."""
-        self._connection, self._failure, self.received = connection, None, b''
-        head = None
+    def _set_body(
+            self, body: Callable[..., AsyncIterable[Any]], args: Tuple[Any, ...],
+            kwargs: Dict[str, Any],
+    ) -> None:
+        self._body = functools.partial(body, *args, **kwargs)
+        self._hold: Any = None  # The timer that ends it
+        self._steps: Any = None  # From the first one on
+        self._thrown: Optional[BaseException] = None  # At what it waits for, in the next step
+        # From outside, which the body hasn't answered yet; and how many the task had then
+        self._cancellation: Optional[Tuple[asyncio.CancelledError, int]] = None
+        self._decoder = None
+        self._remaining: float = int(self.framing.get(b'content-length', 0))
+        if b'transfer-encoding' in self.framing:
+            self._decoder, self._remaining = _request_decoder(), _NEVER
+        if self._remaining and b'100-continue' in _tokens(self.framing.get(b'expect', b'')):
+            self.state = _HELD
+        elif self._remaining or body is not empty_async_iterator:
+            self.state = _RUNNING
+        else:
+            self.has_body = False
+
+    def attach(self, connection: _Connection) -> None:
+        """Go on with another connection: the first one, or after one that was dead."""
+        if self._waits_for not in _NO_FUTURE:
+            self._waits_for.remove_done_callback(self._connection.wake)
+            self._waits_for.add_done_callback(connection.wake)
+        self._connection = connection
+        if self.state is _HELD:
+            self._set_hold(connection.loop)
+
+    def progress(self) -> None:
+        """Run the caller's body and send, as far as that goes without a wait."""
+        if self.state is _RUNNING and self._is_ready():
+            self._step()
+        if self._unsent and (self.state is not _RUNNING or self._waits_for is not None):
+            self._flush()
+        if self.state is _ENDED and not self._unsent:
+            self.state = _SENT
+
+    async def event(self) -> None:
+        """Wait until there is something to do: for the connection, or for the caller's body."""
+        connection = self._connection
         try:
-            if not self.is_ended:
-                head = await self._send_body()
-            elif not self._flush():
-                head = await self._send()
+            if connection.credit <= 0:
+                await connection.turn()
             else:
-                head = self._fed(await connection.receive())  # There can be nothing yet
-            while head is None:
-                head = self._fed(await connection.receive_more())
-        except (OSError, asyncio.TimeoutError) as exception:
-            raise _receive_error(exception, 'head', connection) from exception
-        return head
+                # While the caller's body is all that is waited for, no timeout runs
+                await connection.event(self.state >= _ENDED or (
+                    self.state is _RUNNING and bool(self._unsent)))
+        except asyncio.CancelledError as exception:
+            if not await self.answers(exception):
+                raise
+
+    async def answers(self, cancellation: asyncio.CancelledError) -> bool:
+        """Have the caller's body answer to a cancellation, be it from outside or of a timeout of
+        its own: with a response that comes meanwhile, it would be lost. False if it doesn't wait.
+        """
+        if not self._pass_on(cancellation):
+            return False
+        del cancellation  # It may come back through here, with this frame in its traceback
+        is_answered = False
+        while self._waits_for is not None and not is_answered:
+            if self._is_ready():
+                self._step()
+                is_answered = not _COUNTS_CANCELLATIONS or not self._is_cancelled()
+            else:
+                try:
+                    await self._connection.pause()
+                except asyncio.CancelledError as exception:
+                    self._pass_on(exception)
+        return True
+
+    def _set_hold(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._hold is not None:
+            self._hold.cancel()
+        self._hold = loop.call_later(_CONTINUE_SECONDS, self.go_on, context=contextvars.Context())
+
+    def go_on(self) -> None:
+        """Hold the body back no longer."""
+        if self.state is _HELD:
+            self.state = _RUNNING
+            self._hold.cancel()
+            self._connection.wake()
+
+    def is_unsent_by(self, connection: _Connection) -> bool:
+        """Whether another connection may be tried: its server may have closed this one before."""
+        return not self.has_sent and connection.rested_at > 0
 
     def persistence(self, version: bytes) -> float:
-        """How many seconds the request lets the connection live on; 0 if it isn't sent whole."""
-        if self._unsent or not self.is_ended or self._is_to_close:
-            return 0
-        if not self._framing and version == b'HTTP/1.1':
+        """How many seconds the request lets its connection live on, once it is sent."""
+        if not self.framing and version == b'HTTP/1.1':
             return float('inf')
-        return _stated_persistence(version == b'HTTP/1.1', self._framing.get(b'connection', b''))
+        return _stated_persistence(version == b'HTTP/1.1', self.framing.get(b'connection', b''))
 
-    async def aclose(self) -> None:
-        """Close the caller's asynchronous generator, unless it has ended."""
-        aclose = None if self.is_ended else getattr(self._chunks, 'aclose', None)
-        self.is_ended = True
+    async def stop(self) -> None:
+        """Send no more; end the caller's body, in the middle of whatever it waits for, and close
+        it. Raises CancelledError for a cancellation from outside that came meanwhile.
+        """
+        if self.state >= _SENT:
+            return
+        self.state = _STOPPED
         self._unsent.clear()  # It keeps the caller's buffers from being resized
-        if aclose is not None:
-            try:
-                await aclose()
-            except Exception as exception:
-                raise HttpDataError('the body of the request raised %r when it was closed'
-                                    % exception) from exception
-
-    def _fed(self, data: bytes) -> Optional[_Head]:
-        """Take what is received; return the final response's head if it is whole."""
-        if not data:
-            raise HttpConnectionClosedError('the server closed the connection %s' % (
-                'within the head of its response' if self.received else
-                'after an interim response' if self._interim_responses else
-                'without a response'))
-
-        searched = len(self.received)
-        self.received += data
-        while True:
-            end = _end_of_head(self.received, searched, self._limit)
-            if end < 0:
-                return None
-            head = _response_head(self.received[:end])
-            self.received = self.received[end + 4:]
-            # RFC 9110 15.2; a 101 is final, as what follows it isn't HTTP
-            if head[0] >= b'200' or head[0] == b'101' or head[0] < b'100':
-                return head
-
-            searched = 0
-            self._has_continued |= head[0] == b'100'
-            self._is_to_close |= b'close' in _tokens(b','.join(
-                value for name, value in head[2] if name == b'connection'))
-            self._interim_responses += 1
-            if self._interim_responses > _MAX_INTERIM_RESPONSES:
-                raise HttpInvalidResponse('the server sent more than %d interim responses'
-                                          % _MAX_INTERIM_RESPONSES)
-
-    async def _send_body(self) -> Optional[_Head]:
-        head = None
-        if b'100-continue' in _tokens(self._framing.get(b'expect', b'')) and self._decoder:
-            head = await self._send() or await self._continued()
-        while head is None and not self.is_ended:
-            await self._fill()
-            if not self._flush() or self._connection.arrived:  # A coroutine less for each piece
-                head = await self._send()
-        return head
-
-    async def _send(self) -> Optional[_Head]:
-        """Send what is unsent. If a final response arrives first, return its head."""
-        connection = self._connection
-        head = None
+        if self._connection is not None:
+            self._connection.send_no_more()
+        if not self.has_body:
+            return
+        if self._hold is not None:
+            self._hold.cancel()
         try:
-            while not self._flush() or connection.arrived:
-                if self._failure is not None:
-                    failure, self._failure = self._failure, None
-                    return self._head_in_spite_of(failure)
-                if not connection.arrived:
-                    await connection.send(self._flush)
-                    continue
-                if not self._any_sent and connection.rested_at and not connection.is_quiet():
-                    raise _NothingSentError  # What has come can't be the response
-                data = connection.look()
-                head = None if data is None else self._fed(data)
-                if head is not None:
-                    break
-        except asyncio.TimeoutError as exception:
-            raise self._error(HttpConnectionError)(
-                'the server took nothing of the request for %s seconds (socket_timeout)'
-                % connection.timeout) from exception
-        return head
+            await self._interrupt()
+        finally:
+            chunks, self._chunks, self._steps = self._chunks, None, None
+            self._cancellation = None
+            aclose = getattr(chunks, 'aclose', None)
+            if aclose is not None:
+                await self._closed(aclose)
 
-    def _flush(self) -> Optional[bool]:
-        """Send what the connection takes in this turn: True is all, None some, False failed."""
-        if not self._any_sent and self._chunks is not None and self._failure is None and \
-                self._connection.rested_at and not self._connection.is_quiet():
-            # It was when it left the pool, but the caller's body may have taken its time since
-            self._failure = ConnectionError('the server closed the idle connection')
-        if self._failure is not None:
+    async def _interrupt(self) -> None:
+        """Raise CancelledError where the caller's body waits, and step on until it has ended."""
+        if self._waits_for is None:
+            return
+        if self._thrown is None and not self._is_cancelled():
+            self._thrown = asyncio.CancelledError()
+        cancellation = None  # From outside, since
+        try:
+            while self._waits_for is not None:
+                if self._is_ready():
+                    self._step()
+                else:
+                    cancellation = await self._pause(cancellation)
+        except asyncio.CancelledError:
+            if cancellation is None and self._is_cancelled():
+                raise
+        try:
+            if cancellation is None and self._is_cancelled():
+                cancellation = self._cancellation[0]  # type: ignore[index]
+            if cancellation is not None:
+                raise cancellation
+        finally:
+            del cancellation  # It has this frame, in its traceback
+
+    async def _pause(
+            self, before: Optional[asyncio.CancelledError],
+    ) -> Optional[asyncio.CancelledError]:
+        """Wait for what the stopped body waits for, and return a cancellation from outside. The
+        first one lets the body clean up, which it does already; the next one reaches it.
+        """
+        try:
+            await self._connection.pause()
+        except asyncio.CancelledError as exception:
+            if before is None and not self._is_cancelled():
+                return exception
+            self._pass_on(exception)
+        return before
+
+    async def _closed(self, aclose: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await aclose()
+        except Exception as exception:
+            raise self._body_error(exception) from exception
+
+    def _pass_on(self, exception: asyncio.CancelledError) -> bool:
+        """Cancel what the caller's body waits for, as its task would; False if it doesn't wait."""
+        waits_for = self._waits_for
+        if waits_for is None:
             return False
+        self._cancellation = exception, _cancellations()
+        # Python 3.8 has no message
+        arguments = exception.args if sys.version_info >= (3, 9) else ()
+        if waits_for in _NO_FUTURE or not waits_for.cancel(*arguments):
+            self._thrown = exception
+        return True
 
-        unsent = self._unsent
+    def _is_cancelled(self) -> bool:
+        # Unless the body has taken it back, as it was of a timeout of its own
+        return self._cancellation is not None and _cancellations() >= self._cancellation[1]
+
+    def _is_ready(self) -> bool:
+        waits_for = self._waits_for
+        return self._thrown is not None or waits_for in (None, _TURN_IS_OVER) or (
+            waits_for is not _TURN and waits_for.done())
+
+    def _step(self) -> None:
+        """Run the steps until they wait."""
+        if self._steps is None:
+            self._steps = self._run()
+        thrown, self._thrown = self._thrown, None
+        waits_for, self._waits_for = self._waits_for, None
+        if thrown is not None and waits_for not in _NO_FUTURE:
+            waits_for.remove_done_callback(self._connection.wake)
+        try:
+            while True:
+                awaited = self._steps.send(None) if thrown is None else self._steps.throw(thrown)
+                if awaited is _NO_MORE_NOW:
+                    return
+                thrown = self._wait_for(awaited)
+                if thrown is None:
+                    return
+        except StopIteration:
+            if self.state is _RUNNING:
+                self.state = _ENDED
+        except asyncio.CancelledError:
+            if self._cancellation is None:
+                raise
+            raise self._cancellation[0] from None  # The very one
+        finally:
+            thrown = waits_for = None  # Their tracebacks may have this frame
+
+    def _wait_for(self, awaited: Any) -> Optional[RuntimeError]:
+        """Have the end of what the caller's body awaits wake us; or return why a task would not.
+
+        It is not awaited itself: its CancelledError would be taken for one from outside.
+        """
+        loop = self._connection.loop
+        if awaited is None:
+            self._waits_for = _TURN
+            loop.call_soon(self._on_turn)
+            return None
+        if getattr(awaited, '_asyncio_future_blocking', None) is not True:
+            return RuntimeError('the body of the request awaited what is no future: %r' % awaited)
+        if awaited is asyncio.current_task():
+            return RuntimeError('the body of the request awaited the task itself that it runs in')
+        if awaited.get_loop() is not loop:
+            return RuntimeError('the body of the request awaited a future that is attached to a '
+                                'different loop: %r' % awaited)
+        awaited._asyncio_future_blocking = False
+        awaited.add_done_callback(self._connection.wake)  # Which has no reference to self
+        self._waits_for = awaited
+        return None
+
+    def _on_turn(self) -> None:
+        if self._waits_for is _TURN:
+            self._waits_for = _TURN_IS_OVER
+            self._connection.wake()
+
+    async def _run(self) -> None:
+        """The steps: take each chunk of the caller's body, and send a packet's worth of them."""
+        next_chunk = self._begun()
+        ask: Any = functools.partial(_unhooked, next_chunk)
+        gathered = 0
+        while True:
+            try:
+                chunk = await ask()
+            except StopAsyncIteration:
+                break
+            except Exception as exception:
+                raise self._body_error(exception) from exception
+            if self.state is _STOPPED:
+                return
+            ask = next_chunk
+            self._cancellation = None
+            if chunk.__class__ is not bytes or self._decoder is not None:
+                chunk = await self._checked(chunk)
+            gathered = self._taken(chunk, gathered)
+            del chunk  # A view of it would keep the caller from resizing it
+            while gathered >= _PACKET_BYTES:
+                # All of it, before the next chunk: the caller may use the memory again
+                if self._flush():
+                    gathered = 0
+                else:
+                    await _no_more_now()
+            if self._connection.credit <= 0:
+                self._flush()  # What is there isn't held back by a body that only computes
+                await _no_more_now()
+        self._chunks = None
+        if self._remaining and self.state is not _STOPPED:
+            self._refuse(ValueError(self._shortage()))
+
+    def _begun(self) -> Callable[[], Awaitable[Any]]:
+        try:
+            self._chunks = _async_iterator(self._body())
+            return self._chunks.__anext__  # type: ignore[no-any-return]
+        except Exception as exception:
+            raise self._body_error(exception) from exception
+
+    def _taken(self, chunk: Union[bytes, memoryview], gathered: int) -> int:
+        """Send a chunk if it is large, or gather it; return how much is to be sent before more."""
+        size = len(chunk)
+        self._remaining -= size
+        if self._remaining < 0:
+            self._refuse(ValueError(self._excess()))
+        connection = self._connection
+        connection.credit -= _CALL_BYTES
+        if size < _PACKET_BYTES or self._unsent:
+            if size:
+                self._unsent.append(chunk)
+            return gathered + size
+        sent: int = connection.send_now(chunk)
+        if sent == size:
+            return 0
+        self._unsent.append(memoryview(chunk)[sent:])
+        return _PACKET_BYTES
+
+    def _excess(self) -> str:
+        if b'content-length' in self.framing:
+            return 'it has more bytes than content-length says'
+        return ('it has bytes, but neither content-length nor transfer-encoding is given: '
+                "(b'content-length', b'%d' % len(data)) in headers is enough")
+
+    def _shortage(self) -> str:
+        if self._decoder is not None:
+            return 'the body ended before its last chunk' + _CHUNKS_ADVICE
+        length = int(self.framing[b'content-length'])
+        return 'the body ended after %d of its %d bytes' % (length - self._remaining, length)
+
+    async def _checked(self, chunk: Any) -> Union[bytes, memoryview]:
+        """Return a chunk that can't be changed. One that has chunks of the coding, which may be
+        tiny, is looked through some at a time, so that other tasks get their turn.
+        """
+        try:
+            data = _constant(chunk)
+            for start in range(0, len(data) if self._decoder is not None else 0, _PACKET_BYTES):
+                self._decode(bytes(data[start:start + _PACKET_BYTES]))
+                if self._connection.credit <= 0:
+                    await _no_more_now()
+        except (TypeError, ValueError) as exception:
+            self._refuse(exception)
+        if self._decoder is not None:
+            self._remaining = max(self._remaining, len(data))  # It is taken off
+        return data
+
+    def _decode(self, data: bytes) -> None:
+        """Hold a part of the body to the chunked coding."""
+        unused: Optional[bytes] = data
+        if self._remaining:
+            try:
+                decoded, unused = self._decoder.send(data)  # type: ignore[union-attr]
+            except HttpDataError as exception:
+                raise ValueError('%s%s' % (exception, _CHUNKS_ADVICE)) from None
+            self._connection.credit -= _framing_cost(data, decoded)
+            self._remaining = _NEVER if unused is None else 0
+        if unused:
+            raise ValueError('it goes on after its last chunk' + _CHUNKS_ADVICE)
+
+    def _flush(self) -> bool:
+        """Send what the connection takes in this turn, and return whether that is all."""
+        connection, unsent = self._connection, self._unsent
         if len(unsent) > 1 and len(unsent[0]) < _PACKET_BYTES:
             # They leave in one packet. Of a large chunk it is just the start, since this copies
             *pieces, last = unsent
             rest = memoryview(last)[_PACKET_BYTES:]
             unsent[:] = [b''.join((*pieces, last[:_PACKET_BYTES])), *((rest,) if rest else ())]
 
-        while unsent:
+        # One look before the first byte, here alone: what has arrived by then on a connection of
+        # the pool, while the caller's body ran too, can't be the response
+        if not self.has_sent and connection.rested_at and not connection.is_quiet():
+            connection.failure = ConnectionError('the server closed the idle connection')
+        while unsent and connection.failure is None:
             data = unsent[0]
-            try:
-                sent = self._connection.send_now(data)
-            except OSError as exception:
-                self._failure = exception
-                return False
+            sent = connection.send_now(data)
             if sent:
-                self._any_sent = True
-                self._unsent_bytes -= sent
+                self.has_sent = True
             if sent == len(data):
                 del unsent[0]
             else:
                 unsent[0] = memoryview(data)[sent:]
-                if not sent or self._connection.credit <= 0:
-                    return None
-        return True
+                if not sent or connection.credit <= 0:
+                    break
+        return not unsent
 
-    def _flush_in_background(self) -> None:
-        if self._flush() is None:
-            self._connection.send_in_background(self._flush)
+    def error(self, exception: Exception, part: str) -> Exception:
+        """What an exception of the connection means, while the request is sent or after it."""
+        if self._unsent and _is_timeout(exception):
+            return self._kind(HttpConnectionError)(
+                'the server took nothing of the request for %s seconds (socket_timeout)'
+                % self._connection.timeout)
+        if self.is_unsent_by(self._connection) and not _is_timeout(exception):
+            return _NothingSentError()
+        if not self.has_sent:
+            return HttpConnectionError('the connection was closed before anything was sent: %s'
+                                       % exception)
+        if self.state is _STOPPED and self._connection.failure is None:
+            return HttpConnectionClosedError('the connection was closed before the whole request '
+                                             'was sent: %s' % exception)
+        return _receive_error(exception, part, self._connection)
 
-    def _head_in_spite_of(self, failure: OSError) -> _Head:
-        """The head of what a server sent before it closed its reading side."""
-        if not self._any_sent:
-            raise _NothingSentError from failure
-        with contextlib.suppress(OSError, HttpConnectionClosedError):
-            data = self._connection.look()
-            while data is not None:
-                head = self._fed(data)
-                if head is not None:
-                    return head
-                data = self._connection.look()
-        raise HttpConnectionClosedError('the connection was closed before the whole request was '
-                                        'sent: %s' % failure) from failure
+    def _body_error(self, exception: Exception) -> HttpError:
+        if self.state is _STOPPED:
+            return HttpDataError('the body of the request raised %r when it was closed'
+                                 % exception)
+        is_argument = self._chunks is None and isinstance(exception, TypeError)
+        return self._kind(HttpInvalidRequest if is_argument else HttpConnectionError)(
+            'the body of the request raised %r' % exception)
 
-    async def _continued(self) -> Optional[_Head]:
-        """Wait for a 100, but not for long; return the head of a final response if that comes."""
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + _CONTINUE_SECONDS
-        head = None
-        while head is None and not self._has_continued:
-            try:
-                head = self._fed(await self._connection.receive(give_up_at - loop.time()))
-            except asyncio.TimeoutError:
-                break
-        return head
+    def _refuse(self, reason: Exception) -> NoReturn:
+        raise self._kind(HttpInvalidRequest)('the body of the request: %s' % reason) from reason
 
-    async def _fill(self) -> None:
-        """Take what the caller's body has at once, and send it whenever the body has to wait."""
-        connection = self._connection
-        while not self.is_ended and self._unsent_bytes < _PACKET_BYTES and not connection.arrived:
-            if connection.credit <= 0:
-                await connection.give_turn()
-            connection.credit -= _CALL_BYTES
-            try:
-                chunk = await self._next_chunk()
-            except StopAsyncIteration:
-                self.is_ended = True
-                chunk = b''
-            except Exception as exception:
-                is_argument = self._chunks is None and isinstance(exception, TypeError)
-                raise self._error(HttpInvalidRequest if is_argument else HttpConnectionError)(
-                    'the body of the request raised %r' % exception) from exception
+    def _kind(self, if_nothing_is_sent: Type[HttpError]) -> Type[HttpError]:
+        return HttpDataError if self.has_sent else if_nothing_is_sent
 
-            try:
-                if type(chunk) is not bytes:
-                    chunk = _constant(chunk)
-                is_checked = self._check(chunk) if chunk or self.is_ended else True
-                while not is_checked:
-                    await connection.give_turn()
-                    is_checked = self._check(None)
-            except (TypeError, ValueError) as exception:
-                raise self._error(HttpInvalidRequest)(
-                    'the body of the request: %s' % exception) from exception
-            if chunk:
-                self._unsent.append(chunk)
-                self._unsent_bytes += len(chunk)
 
-    def _next_chunk(self) -> Awaitable[Any]:
-        """Ask the caller's body for a chunk. If it has to wait, what is unsent is sent."""
-        if self._chunks is None:
-            args, kwargs = self._body_arguments
-            self._chunks = _async_iterator(self._body(*args, **kwargs))
-        return _on_suspension(self._chunks.__anext__(), self._flush_in_background)
+def _unhooked(next_chunk: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
+    """The first call: with the hooks of the loop, that would end a generator which was dropped in
+    a task of its own.
+    """
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        return next_chunk()
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
 
-    def _check(self, chunk: Any) -> bool:
-        """Hold the body to its framing; b'' is its end. Return False to be called with None."""
-        unused = chunk
-        if self._decoder is not None:
-            try:
-                _, unused = self._decoder.send(chunk)
-            except HttpDataError as exception:
-                raise ValueError(
-                    '%s%s' % (exception, _CHUNKS_ADVICE if self._framing.get(b'transfer-encoding')
-                              else '')) from None
-            if unused is None:
-                return True
-            if unused is not False:
-                self._decoder = None
-        if unused:
-            raise ValueError(
-                'it goes on after its last chunk' if b'transfer-encoding' in self._framing else
-                'it has more bytes than content-length says' if b'content-length' in self._framing
-                else 'it has bytes, but neither content-length nor transfer-encoding is given: '
-                "(b'content-length', b'%d' % len(data)) in headers is enough")
-        return unused is not False
 
-    def _error(self, if_nothing_is_sent: Type[HttpError]) -> Type[HttpError]:
-        return HttpDataError if self._any_sent else if_nothing_is_sent
+def _framing_cost(data: bytes, decoded: bytes) -> int:
+    """What is charged beside the bytes themselves: a chunk takes as long as 100 bytes or so."""
+    return (len(data) - len(decoded)) * 16
 
 
 def _async_iterator(chunks: Any) -> AsyncIterator[Any]:
@@ -1933,6 +2122,8 @@ def _body_advice(body: Any) -> str:
 def _constant(chunk: Any) -> Union[bytes, memoryview]:
     """A copy, so that the caller can't change it before it is sent; if large, it is sent at once.
     """
+    if isinstance(chunk, bytes):
+        return chunk
     try:
         view = memoryview(chunk)
     except TypeError:
@@ -1949,28 +2140,6 @@ def _body_arguments(args: Any, kwargs: Any) -> Tuple[Tuple[Any, ...], Dict[str, 
     except (TypeError, ValueError):
         raise TypeError('body_args must be an iterable, and body_kwargs a dict or pairs of names '
                         'and values') from None
-
-
-@types.coroutine
-def _on_suspension(
-        awaitable: Awaitable[Any], function: Callable[[], Any],
-) -> Generator[Any, None, Any]:
-    """Await, and call a function whenever that suspends: concurrency without a task."""
-    iterator: Any = awaitable.__await__()
-    step: Any = iterator.__next__
-    while True:
-        try:
-            future = step()
-        except StopIteration as stop:
-            return stop.value
-        finally:
-            step = None  # It may have an exception whose traceback has this frame
-        function()
-        try:
-            yield future
-            step = iterator.__next__
-        except BaseException as exception:
-            step = functools.partial(iterator.throw, exception)
 
 
 def _is_timeout(exception: BaseException) -> bool:
@@ -1990,41 +2159,103 @@ def _receive_error(exception: Exception, part: str, connection: _Connection) -> 
     return HttpDataError('the %s of the response could not be received: %s' % (part, exception))
 
 
+# ---- Exchange (RFC 9110 10.1.1, RFC 9112 9.3) ---------------------------------------------------
+
+
+async def _response_head(request: _Request, connection: _Connection, limit: int) -> _ReadHead:
+    """Send a request, and return the final head that comes, maybe before all of it is sent.
+
+    The connection is the caller's then; where anything is raised, it is closed.
+    """
+    head = _ReadHead(limit)
+    request.attach(connection)
+    try:
+        request.progress()
+        if request.state is _SENT and not request.has_body:
+            await connection.event()  # There can be nothing yet
+        is_final = False
+        while not is_final:
+            data = connection.look() if request.has_sent and connection.failure is None else \
+                await _look_without_sending(request, connection)
+            if data is None:
+                await (request.event() if request.state < _SENT else connection.event())
+            else:
+                is_final = head.feed(data)
+            if head.has_continued:
+                request.go_on()  # Also if the final head has come with the 100
+            if not is_final and request.state < _SENT:
+                request.progress()
+        if request.state < _SENT and _is_refusal(head, request):
+            await request.stop()
+    except (OSError, asyncio.TimeoutError) as exception:
+        connection.close()
+        raise request.error(exception, 'head') from exception
+    except BaseException:
+        connection.close()
+        raise
+    return head
+
+
+async def _look_without_sending(request: _Request, connection: _Connection) -> Optional[bytes]:
+    """look() where nothing is sent yet, so that what a connection of the pool says is no response;
+    or where that failed, when the server may have said why.
+    """
+    if connection.failure is not None:
+        if request.is_unsent_by(connection):
+            raise _NothingSentError
+        await request.stop()
+    data = connection.look()
+    if data is not None and request.is_unsent_by(connection):
+        raise _NothingSentError
+    if not data and connection.failure is not None:
+        raise connection.taken_failure()
+    return data
+
+
+def _is_refusal(head: _ReadHead, request: _Request) -> bool:
+    """Whether a response that came early means that the rest of the request isn't wanted."""
+    return head.code >= b'300' or head.code == b'101' or request.state is _HELD
+
+
 # ---- Response body ------------------------------------------------------------------------------
 
 
 class _ResponseBody:
     """The body of a response: an asynchronous iterator of bytes.
 
-    Until its end it owns the connection. It hands it back with the last byte, or closes it: on
-    failure, at `aclose`, or when it is garbage collected.
+    While it has a connection, it owns it. It hands it back with the last byte, or closes it: on
+    failure, at `aclose`, or when it is garbage collected. While the request isn't sent whole, it
+    has that as well, and goes on with it wherever it waits. `_decoder` is None once all of the
+    response is there, and `_is_last` says that the server will read no more after it.
     """
 
     __slots__ = (
-        '__weakref__', '_chunk', '_connection', '_decoder', '_failure', '_finalizer',
-        '_is_behind', '_is_read', '_log', '_release')
+        '__weakref__', '_chunk', '_connection', '_decoder', '_failure', '_finalizer', '_is_last',
+        '_is_read', '_log', '_release', '_request')
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
             self, connection: _Connection, decoder: Iterator[_Decoded],
             release: Callable[[_Connection, bytes, Optional[_Log]], None], log: Optional[_Log],
+            request: Optional[_Request] = None, is_last: bool = False,
     ) -> None:
         self._connection: Optional[_Connection] = connection  # None from the end of the body on
-        self._is_read = False
         self._failure: Optional[Callable[[], HttpDataError]] = None
+        self._request = request
+        self._is_read = False
+        self._finalizer: Any = None
         try:
             self._chunk, unused = next(decoder)  # What came with the head
         except HttpDataError as exception:
             self._chunk = b''
-            self._finalizer = None
             self._fail(exception)
             return
-
-        if unused is not None and unused is not False:
+        if unused is not None and request is None:
             self._connection = None
             release(connection, unused, log)
             return
-        self._decoder: Any = decoder
-        self._is_behind = unused is False  # With decoding what has been received
+
+        self._decoder: Any = decoder if unused is None else None
+        self._is_last = is_last or bool(unused)
         self._release = release
         self._log = log
         # And not __del__: in a reference cycle the socket's own finaliser may come first
@@ -2035,19 +2266,22 @@ class _ResponseBody:
 
     async def __anext__(self) -> bytes:
         """Return the next bytes of the body as they arrive. Raises HttpDataError."""
-        if self._chunk:
-            chunk, self._chunk = self._chunk, b''
+        chunk = self._chunk
+        if chunk:
+            self._chunk = b''
             return chunk
         connection = self._connection
         if connection is None:
             raise StopAsyncIteration if self._failure is None else self._failure()
 
-        self._check_not_read()
+        self._check_free(connection)
         self._is_read = True
         try:
             chunk = await self._more(connection)
         except BaseException as exception:
             self._fail(exception)
+            with contextlib.suppress(Exception):
+                await self._stop_request()
             raise
         finally:
             self._is_read = False
@@ -2056,32 +2290,88 @@ class _ResponseBody:
         return chunk
 
     async def aclose(self) -> None:
-        """Close the connection, unless the whole body has arrived. What is unread is lost."""
-        self._check_not_read()
-        self._chunk = b''
+        """Close the connection, unless the whole body has arrived. What is unread is lost, and
+        what is unsent of the request is not sent.
+        """
         if self._connection is not None:
+            self._check_free(self._connection)
             self._detached().close()
+            await self._stop_request()
+        self._chunk = b''
+
+    async def settle(self) -> None:
+        """Where the whole response came early, go on until the request is sent, or not wanted."""
+        if self._connection is None:
+            with contextlib.suppress(Exception):
+                await self._stop_request()  # The response was bad from its start
+        elif self._decoder is None:
+            chunk, self._chunk = self._chunk, b''
+            with contextlib.suppress(StopAsyncIteration):
+                await self.__anext__()
+            self._chunk = chunk
+
+    def _check_free(self, connection: _Connection) -> None:
+        # To ask for the loop is a system call, in Python 3.11 and older
+        if threading.get_ident() != connection.thread or (
+                not connection.is_full and asyncio.get_running_loop() is not connection.loop):
+            raise RuntimeError('the body of the response belongs to another event loop: read it '
+                               'in that of its pool')
+        if self._is_read:
+            raise RuntimeError('the body of the response is being read already')
 
     async def _more(self, connection: _Connection) -> bytes:
-        """Return more of the body, or b'' at its end."""
-        chunk: bytes = b''
         try:
-            while not chunk and self._connection is not None:
-                if self._is_behind or connection.credit <= 0:
-                    await connection.give_turn()
-                data = None
-                if not self._is_behind:
-                    # And not receive_more(): of each 64 KiB, a coroutine is a tenth
-                    data = connection.receive_now()
-                    if data is None:
-                        data = await connection.receive()
-                chunk, unused = self._decoder.send(data)
-                self._is_behind = unused is False
-                if unused is not None and unused is not False:
-                    self._release(self._detached(), unused, self._log)
+            while True:
+                if self._request is not None:
+                    await self._go_on(self._request, connection)
+                    if self._connection is None:
+                        return b''
+                is_turn = connection.credit <= 0
+                if is_turn:
+                    await (connection.turn() if self._request is None else self._request.event())
+                data = connection.look()
+                chunk = b'' if data is None else self._taken(data, connection)
+                if chunk or self._connection is None:
+                    return chunk
+                if data is None and not is_turn:  # In which the caller's body may have got more
+                    await (connection if self._request is None else self._request).event()
         except (OSError, asyncio.TimeoutError) as exception:
-            raise _receive_error(exception, 'body', connection) from exception
+            raise (_receive_error(exception, 'body', connection) if self._request is None else
+                   self._request.error(exception, 'body')) from exception
+
+    def _taken(self, data: bytes, connection: _Connection) -> bytes:
+        """Decode what has arrived; b'' is the end of the connection."""
+        if self._decoder is None:
+            self._is_last = True
+            return b''
+        chunk: bytes
+        chunk, unused = self._decoder.send(data)
+        if len(chunk) < len(data):
+            connection.credit -= _framing_cost(data, chunk)
+        if unused is not None and self._request is None:
+            self._release(self._detached(), unused, self._log)
+        elif unused is not None:
+            self._decoder = None
+            self._is_last |= bool(unused) or not data  # TLS may say so long before TCP
         return chunk
+
+    async def _go_on(self, request: _Request, connection: _Connection) -> None:
+        """Send more of the request, unless nobody reads it; let go of it at its end."""
+        is_whole = self._decoder is None
+        if is_whole and (self._is_last or not connection.is_quiet()):
+            await request.stop()
+        else:
+            request.progress()
+            if connection.failure is not None:
+                await request.stop()
+        if request.state < _SENT:
+            return
+
+        self._request = None
+        if request.state is _STOPPED:
+            connection.idle_seconds = 0
+        if is_whole:
+            self._release(self._detached(), b'', self._log)
 
     def _fail(self, exception: BaseException) -> None:
         """Close the connection, and have the same raised whenever the body is asked again."""
@@ -2091,6 +2381,11 @@ class _ResponseBody:
             exception = HttpDataError('the body of the response was given up: %r' % exception)
         self._failure = functools.partial(type(exception), *exception.args)
 
+    async def _stop_request(self) -> None:
+        request, self._request = self._request, None
+        if request is not None:
+            await request.stop()
+
     def _detached(self) -> _Connection:
         connection, self._connection = self._connection, None
         assert connection is not None
@@ -2098,20 +2393,14 @@ class _ResponseBody:
             self._finalizer.detach()
         return connection
 
-    def _check_not_read(self) -> None:
-        if self._is_read:
-            raise RuntimeError('the body of the response is being read already')
-
 
 # ---- Pool ---------------------------------------------------------------------------------------
 
-
-# On by default in Python 3.10 and newer: a TLS connection that is cut would look closed
+# On by default from Python 3.10 on: a TLS connection that is cut would look closed
 _OP_IGNORE_UNEXPECTED_EOF = getattr(ssl, 'OP_IGNORE_UNEXPECTED_EOF', 0)
 
 _Answer = Tuple[float, Sequence[str]]  # Of name resolution: when addresses expire, and they
 _NO_ANSWER: _Answer = (0.0, ())
-_NEVER = float('inf')
 
 
 def Pool(  # noqa: C901, PLR0913, PLR0915
@@ -2168,14 +2457,15 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         raise NotImplementedError('lowhaio needs a loop with add_reader, which %s is not; on '
                                   'Windows, asyncio.SelectorEventLoop is' % type(loop).__name__)
 
-    pool: Dict[_Key, Dict[_Connection, None]] = {}  # The most recently used of a key is last
+    # The most recently used of a key is last. A dict would leave holes there, to be passed over
+    pool: Dict[_Key, collections.OrderedDict[_Connection, None]] = {}
     answers: Dict[str, _Answer] = {}  # By the key of an origin
     lasting_answers: Dict[str, Sequence[str]] = {}  # Of /etc/hosts, to be had without a call
     ssl_context: Optional[ssl.SSLContext] = None
     closed = False
     resolve, clear_cache = get_dns_resolver(get_logger_adapter=get_resolver_logger_adapter({}))
 
-    async def request(  # noqa: C901, PLR0913
+    async def request(  # noqa: PLR0913
             method: bytes, url: str, params: Iterable[Any] = (),
             headers: Iterable[Tuple[bytes, bytes]] = (),
             body: Callable[..., AsyncIterable[Any]] = empty_async_iterator,
@@ -2204,8 +2494,7 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             block, framing = _request_head(
                 http_version, method, origin.host_field,
                 _with_params(target, params) if params else target, headers)
-            exchange = _Exchange(
-                block, framing, max_header_length, body, _body_arguments(body_args, body_kwargs))
+            sending = _Request(block, framing, body, _body_arguments(body_args, body_kwargs))
         except (TypeError, ValueError) as exception:
             raise HttpInvalidRequest(str(exception)) from exception
 
@@ -2215,40 +2504,44 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
                 connection = reused(
                     origin, origin.addresses or lasting_answers.get(origin.key) or
                     known_addresses(origin)) or await connected(
-                        origin, log, get_resolver_logger_adapter(_extra(method, url)))
+                        origin, sending, log, get_resolver_logger_adapter(_extra(method, url)))
                 if log:
                     log('Using connection: %s', connection.key)
                 try:
-                    head = await exchange.response_head(connection)
-                    if log:
-                        log('Received head: %s', head[0])
-                    seconds = exchange.persistence(http_version)
-                    if not seconds:
-                        await exchange.aclose()  # And what is unsent stays so
-                    decoder, stated_seconds = _response_framing(
-                        method, head, exchange.received, max_header_length)
-                    connection.idle_seconds = min(keep_alive_timeout, seconds, stated_seconds)
-                    return head[0], head[2], _ResponseBody(connection, decoder, release, log)
-                except _NothingSentError as exception:
-                    connection.close()
-                    refuse_if_new(connection, exception.__cause__)
-                except BaseException:
-                    connection.close()
-                    raise
+                    head = await _response_head(sending, connection, max_header_length)
+                    break
+                except _NothingSentError:
+                    pass  # Its server may have closed it at any time: the next one is tried
+            response = responded(connection, sending, method, head, log)
+            if sending.state < _SENT:
+                await response[2].settle()
+            return response
         except BaseException as exception:
             with contextlib.suppress(Exception):
-                await exchange.aclose()
+                await sending.stop()
             # Here it costs nothing; in Python 3.11 and older to ask is a system call
             if isinstance(exception, Exception) and asyncio.get_running_loop() is not loop:
                 raise RuntimeError('the pool belongs to another event loop: make one with Pool() '
                                    'in each') from exception
             raise
 
-    def refuse_if_new(connection: _Connection, reason: Optional[BaseException]) -> None:
-        # One from the pool may have been closed by its server at any time: the next one is tried
-        if not connection.rested_at:
-            raise HttpConnectionError(
-                'the connection was closed before anything was sent: %s' % reason) from reason
+    def responded(
+            connection: _Connection, sending: _Request, method: bytes, head: _ReadHead,
+            log: Optional[_Log],
+    ) -> Tuple[bytes, _Fields, _ResponseBody]:
+        """Return a response, whose body the connection is handed to."""
+        if log:
+            log('Received head: %s', head.code)
+        try:
+            decoder, seconds = _response_framing(method, head, max_header_length)
+        except BaseException:
+            connection.close()
+            raise
+        connection.idle_seconds = 0 if sending.state is _STOPPED else min(
+            keep_alive_timeout, sending.persistence(http_version), seconds)
+        body = _ResponseBody(connection, decoder, release, log) if sending.state >= _SENT else \
+            _ResponseBody(connection, decoder, release, log, sending, head.says_last())
+        return head.code, head.headers, body
 
     def release(connection: _Connection, unused: bytes, log: Optional[_Log]) -> None:
         """Take a connection back after the last byte of a response."""
@@ -2260,9 +2553,8 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             return
         connections = pool.get(connection.key)
         if connections is None:
-            pool[connection.key] = {connection: None}
-        else:
-            connections[connection] = None
+            connections = pool[connection.key] = collections.OrderedDict()
+        connections[connection] = None
         connection.rest(drop)
 
     def drop(connection: _Connection) -> None:
@@ -2290,39 +2582,46 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
                 return None
 
             remove(latest)
-            # It looks, even if the loop has noticed nothing, for it may have had no time to: what
-            # arrived before the request must not be taken for its response
             if latest.wake_up():
                 return latest
             latest.close()
 
     async def connected(
-            origin: _Origin, log: Optional[_Log], get_logger_adapter: _GetLoggerAdapter,
+            origin: _Origin, sending: _Request, log: Optional[_Log],
+            get_logger: _GetLoggerAdapter,
+    ) -> _Connection:
+        """Return a new connection. A body that began on one that was dead may wait meanwhile."""
+        while True:
+            try:
+                return await found(origin, log, get_logger)
+            except asyncio.CancelledError as exception:
+                if not await sending.answers(exception):
+                    raise
+
+    async def found(
+            origin: _Origin, log: Optional[_Log], get_logger: _GetLoggerAdapter,
     ) -> _Connection:
         """Return a new connection, or one that name resolution shows to be reusable."""
         failures: Dict[str, str] = {}
-        expires_at, addresses = await current_answer(origin, get_logger_adapter)
+        expires_at, addresses = await current_answer(origin, get_logger)
+        first = addresses[0]
         try:
             connection = reused(origin, addresses) or \
                 await new_connection(origin, addresses, failures, log)
-            is_remembered = connection.key[1] == addresses[0]
         except HttpTlsError:
             raise
         except HttpConnectionError:
-            expires_at, addresses = await other_answer(origin, addresses, get_logger_adapter)
+            expires_at, addresses = await other_answer(origin, addresses, get_logger)
             if not addresses:
                 raise
             connection = reused(origin, addresses) or \
                 await new_connection(origin, addresses, failures, log)
-            is_remembered = False
-        if not is_remembered:  # So that the next request waits for nothing
+        if connection.key[1] != first:  # So that the next request waits for nothing
             remember(origin, expires_at, sorted(addresses, key=connection.key[1].__ne__))
         return connection
 
-    async def new_connection(
-            origin: _Origin, addresses: Sequence[str], failures: Dict[str, str],
-            log: Optional[_Log],
-    ) -> _Connection:
+    async def new_connection(origin: _Origin, addresses: Sequence[str], failures: Dict[str, str],
+                             log: Optional[_Log]) -> _Connection:
         if log:
             log('Connecting: %s, %s', origin.host, addresses)
         kind: Type[HttpConnectionError] = HttpConnectionError
@@ -2347,9 +2646,9 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             reason = \
                 _failed_addresses(failures, origin.host) if owner is None and failures else \
                 _no_answer(socket_timeout) if _is_timeout(exception) else str(exception)
-            raise kind('%s %s, port %d: %s' % (
-                'no TLS with' if kind is HttpTlsError else 'no connection to',
-                origin.host, origin.port, reason)) from exception
+            link = 'TLS with' if kind is HttpTlsError else 'connection to'
+            raise kind('no %s %s, port %d: %s' % (link, origin.host, origin.port, reason)) \
+                from exception
 
     def makes_room(error: Optional[int] = errno.EMFILE) -> bool:
         """Close what has been idle longest if no descriptor is free; False if that is no cure."""
@@ -2359,8 +2658,7 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             for descriptor in os.pipe():
                 os.close(descriptor)
         except OSError:
-            idle = sorted(itertools.chain.from_iterable(pool.values()),
-                          key=operator.attrgetter('rested_at'))
+            idle = sorted(itertools.chain(*pool.values()), key=lambda other: other.rested_at)
             for connection in idle[:1 + len(idle) // 8]:  # Some, as to sort them takes its time
                 drop(connection)
             return bool(idle)
@@ -2370,7 +2668,7 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         expires_at, addresses = answers.get(origin.key, _NO_ANSWER)
         return addresses if loop.time() < expires_at else ()
 
-    async def current_answer(origin: _Origin, get_logger_adapter: _GetLoggerAdapter) -> _Answer:
+    async def current_answer(origin: _Origin, get_logger: _GetLoggerAdapter) -> _Answer:
         """Return A records, or AAAA records where there is none; kept for as long as they live."""
         addresses = origin.addresses or lasting_answers.get(origin.key)
         if addresses:
@@ -2379,23 +2677,22 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
             return answers[origin.key]
 
         try:
-            answer = await resolved(origin.host, TYPES.A, get_logger_adapter)
+            answer = await resolved(origin.host, TYPES.A, get_logger)
         except HttpDnsError as exception:
             if not isinstance(exception.__cause__, DnsRecordDoesNotExist):
                 raise
-            answer = await resolved(origin.host, TYPES.AAAA, get_logger_adapter)
+            answer = await resolved(origin.host, TYPES.AAAA, get_logger)
         remember(origin, *answer)
         return answer
 
     async def other_answer(
-            origin: _Origin, addresses: Sequence[str], get_logger_adapter: _GetLoggerAdapter,
-    ) -> _Answer:
+            origin: _Origin, addresses: Sequence[str], get_logger: _GetLoggerAdapter) -> _Answer:
         """Addresses of the other IP version, to try where none of these accepts a connection."""
         is_ipv6 = ':' in addresses[0]
         if not origin.addresses:
             with contextlib.suppress(HttpDnsError):
                 expires_at, others = await resolved(
-                    origin.host, TYPES.A if is_ipv6 else TYPES.AAAA, get_logger_adapter)
+                    origin.host, TYPES.A if is_ipv6 else TYPES.AAAA, get_logger)
                 # A resolver that looks at no type gives those again that were tried
                 return expires_at, [other for other in others if (':' in other) != is_ipv6]
         return _NO_ANSWER
@@ -2406,24 +2703,21 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         else:
             _remember(answers, origin.key, (expires_at, addresses))
 
-    async def resolved(
-            host: str, record_type: int, get_logger_adapter: _GetLoggerAdapter,
-    ) -> _Answer:
+    async def resolved(host: str, record_type: int, get_logger: _GetLoggerAdapter) -> _Answer:
+        ask = functools.partial(resolve, host, record_type, get_logger_adapter=get_logger)
         try:
             try:
-                records = list(await resolve(
-                    host, record_type, get_logger_adapter=get_logger_adapter))
+                records = list(await ask())
             except OSError as exception:
                 if not makes_room(exception.errno):
                     raise
-                records = list(await resolve(
-                    host, record_type, get_logger_adapter=get_logger_adapter))
+                records = list(await ask())
         except Exception as exception:
             has_words = isinstance(exception, (DnsError, OSError)) and exception.args
             raise HttpDnsError('%s could not be resolved: %s' % (
                 host, exception if has_words else repr(exception))) from exception
         if closed:
-            await clear_cache(get_logger_adapter=get_logger_adapter)  # And its timer
+            await clear_cache(get_logger_adapter=get_logger)  # And its timer
         if not records:
             raise HttpDnsError('%s has no address' % host)
         expires_at = min(getattr(record, 'expires_at', 0) for record in records)
@@ -2450,9 +2744,8 @@ def Pool(  # noqa: C901, PLR0913, PLR0915
         log = _debug(get_logger_adapter)
         if log:
             log('Closing pool')
-        for connections in list(pool.values()):
-            for connection in list(connections):
-                drop(connection)
+        for connection in list(itertools.chain(*pool.values())):
+            drop(connection)
         answers.clear()
         lasting_answers.clear()
         await clear_cache(get_logger_adapter=get_resolver_logger_adapter({}))

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import collections
 import contextlib
+import contextvars
 import ctypes
 import datetime
 import email
@@ -93,6 +94,7 @@ else:
 
 TEST_SECONDS = 20
 DEFAULT_RESOLVER = inspect.signature(Pool).parameters['get_dns_resolver'].default
+TEST_FILES = {__file__}
 LIBRARY_FILES = (lowhaio.__file__, aiodnsresolver.__file__)
 
 OK = b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok'
@@ -105,10 +107,13 @@ def since_python_3_11(test):
 
 
 def called_by_library():
+    """Whether it is nearer than code of the tests: a caller's body is run by the library."""
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_filename in LIBRARY_FILES:
             return True
+        if frame.f_code.co_filename in TEST_FILES and frame.f_code not in LOOP_CODES:
+            return False
         frame = frame.f_back
     return False
 
@@ -204,6 +209,9 @@ class Loop(BaseLoop):
         return super().remove_writer(fd)
 
 
+LOOP_CODES = {method.__code__ for method in vars(Loop).values() if inspect.isfunction(method)}
+
+
 class LogRecords(logging.Handler):
     """What a logger was given from `with` on."""
 
@@ -288,8 +296,10 @@ class TestCase(unittest.TestCase):
         hangs = []
 
         def on_timeout():
+            nonlocal timer
             hangs.extend([where(task)] + [where(other) for other in asyncio.all_tasks()])
             task.cancel()
+            timer = self.loop.call_later(1, on_timeout)  # The first may be taken no notice of
 
         timer = self.loop.call_later(self.seconds, on_timeout)
         self.loop.start_watching_tasks()
@@ -446,9 +456,9 @@ class Peer:
             suppress_ragged_eofs=False)
         await self._done(self.sock.do_handshake)
 
-    async def receive(self):
+    async def receive(self, size=262144):
         """The next bytes, b'' at the end."""
-        data = await self._done(self.sock.recv, 262144)
+        data = await self._done(self.sock.recv, size)
         self.received += data
         return data
 
@@ -2316,47 +2326,47 @@ STATUS_LINES = (
     good_status('smallest final code', b'HTTP/1.1 000 ?', b'000'),
     good_status('largest code', b'HTTP/1.1 999 ?', b'999'),
     good_status('unknown code of a class', b'HTTP/1.1 299 ?', b'299'),
-    bad_status('garbage', b'garbage', 'HTTP/1.x', 'byte 1 ', "b'g"),
-    bad_status('empty line first', b'\r\nHTTP/1.1 200 OK', 'byte 1 '),
-    bad_status('space first', b' HTTP/1.1 200 OK', 'byte 1 '),
-    bad_status('line feed first', b'\nHTTP/1.1 200 OK', 'byte 1 '),
-    bad_status('NUL first', b'\0HTTP/1.1 200 OK', 'byte 1 ', "'\\x00"),
-    bad_status('UTF-8 byte order mark first', b'\xef\xbb\xbfHTTP/1.1 200 OK', 'byte 1 '),
-    bad_status('HTTP/2', b'HTTP/2 200', 'byte 6 '),
-    bad_status('HTTP/2.0', b'HTTP/2.0 200 OK', 'byte 6 '),
-    bad_status('HTTP/0.9', b'HTTP/0.9 200 OK', 'byte 6 '),
-    bad_status('HTTP/11', b'HTTP/11 200 OK', 'byte 7 '),
-    bad_status('no minor version', b'HTTP/1 200 OK', 'byte 7 '),
-    bad_status('empty minor version', b'HTTP/1. 200 OK', 'byte 8 '),
-    bad_status('minor version of two digits', b'HTTP/1.10 200 OK', 'byte 9 '),
-    bad_status('minor version of a letter', b'HTTP/1.x 200 OK', 'byte 8 '),
-    bad_status('version in lower case', b'http/1.1 200 OK', 'byte 1 '),
-    bad_status('HTTPS/1.1', b'HTTPS/1.1 200 OK', 'byte 5 '),
-    bad_status('ICY', b'ICY 200 OK', 'byte 1 '),
-    bad_status('SSH', b'SSH-2.0-OpenSSH_9.2', 'byte 1 ', "b'S"),
-    bad('TLS alert', b'\x15\x03\x01\0\x02\x02\x28', 'line 1 of the head', 'byte 1 '),
-    bad_status('HTTP/0.9 body', b'<html>', 'byte 1 ', "b'<"),
-    bad_status('code of no digits', b'HTTP/1.1 ', 'byte 10 '),
-    bad_status('code of two digits', b'HTTP/1.1 20 OK', 'byte 12 '),
-    bad_status('code of four digits', b'HTTP/1.1 2000 OK', 'byte 13 '),
-    bad_status('code of letters', b'HTTP/1.1 2xx OK', 'byte 11 '),
-    bad_status('code with sign', b'HTTP/1.1 +20 OK', 'byte 10 '),
+    bad_status('garbage', b'garbage', 'HTTP/1.x', "b'g"),
+    bad_status('empty line first', b'\r\nHTTP/1.1 200 OK'),
+    bad_status('space first', b' HTTP/1.1 200 OK'),
+    bad_status('line feed first', b'\nHTTP/1.1 200 OK'),
+    bad_status('NUL first', b'\0HTTP/1.1 200 OK', "'\\x00"),
+    bad_status('UTF-8 byte order mark first', b'\xef\xbb\xbfHTTP/1.1 200 OK'),
+    bad_status('HTTP/2', b'HTTP/2 200'),
+    bad_status('HTTP/2.0', b'HTTP/2.0 200 OK'),
+    bad_status('HTTP/0.9', b'HTTP/0.9 200 OK'),
+    bad_status('HTTP/11', b'HTTP/11 200 OK'),
+    bad_status('no minor version', b'HTTP/1 200 OK'),
+    bad_status('empty minor version', b'HTTP/1. 200 OK'),
+    bad_status('minor version of two digits', b'HTTP/1.10 200 OK'),
+    bad_status('minor version of a letter', b'HTTP/1.x 200 OK'),
+    bad_status('version in lower case', b'http/1.1 200 OK'),
+    bad_status('HTTPS/1.1', b'HTTPS/1.1 200 OK'),
+    bad_status('ICY', b'ICY 200 OK'),
+    bad_status('SSH', b'SSH-2.0-OpenSSH_9.2', "b'S"),
+    bad('TLS alert', b'\x15\x03\x01\0\x02\x02\x28', 'line 1 of the head'),
+    bad_status('HTTP/0.9 body', b'<html>', "b'<"),
+    bad_status('code of no digits', b'HTTP/1.1 '),
+    bad_status('code of two digits', b'HTTP/1.1 20 OK'),
+    bad_status('code of four digits', b'HTTP/1.1 2000 OK'),
+    bad_status('code of letters', b'HTTP/1.1 2xx OK'),
+    bad_status('code with sign', b'HTTP/1.1 +20 OK'),
     bad_status('code of Arabic digits (CVE-2025-69224)',
-               'HTTP/1.1 \u0662\u0660\u0660 OK'.encode(), 'byte 10 '),
-    bad_status('two spaces before the code', b'HTTP/1.1  200 OK', 'byte 10 '),
-    bad_status('tab before the code', b'HTTP/1.1\t200 OK', 'byte 9 '),
-    bad_status('tab after the code', b'HTTP/1.1 200\tOK', 'byte 13 '),
-    bad_status('no space after the code', b'HTTP/1.1 200OK', 'byte 13 '),
-    bad_status('no space before the code', b'HTTP/1.1200 OK', 'byte 9 '),
-    bad_status('NUL for the reason', b'HTTP/1.1 200 \0', 'byte 14 '),
-    bad_status('NUL in the reason', b'HTTP/1.1 200 O\0K', 'byte 15 '),
-    bad_status('bare CR in the reason', b'HTTP/1.1 200 O\rK', 'byte 15 '),
-    bad_status('bare CR at the end', b'HTTP/1.1 200 OK\r', 'byte 16 '),
+               'HTTP/1.1 \u0662\u0660\u0660 OK'.encode()),
+    bad_status('two spaces before the code', b'HTTP/1.1  200 OK'),
+    bad_status('tab before the code', b'HTTP/1.1\t200 OK'),
+    bad_status('tab after the code', b'HTTP/1.1 200\tOK'),
+    bad_status('no space after the code', b'HTTP/1.1 200OK'),
+    bad_status('no space before the code', b'HTTP/1.1200 OK'),
+    bad_status('NUL for the reason', b'HTTP/1.1 200 \0'),
+    bad_status('NUL in the reason', b'HTTP/1.1 200 O\0K'),
+    bad_status('bare CR in the reason', b'HTTP/1.1 200 O\rK'),
+    bad_status('bare CR at the end', b'HTTP/1.1 200 OK\r'),
     bad('bare LF after the status line', b'HTTP/1.1 200 OK\ncontent-length: 0\r\n\r\n',
-        'line 1 of the head', 'byte 16 '),
-    bad('bare LFs only', b'HTTP/1.1 200 OK\ncontent-length: 0\n\n', 'line 1', 'byte 16 '),
+        'line 1 of the head'),
+    bad('bare LFs only', b'HTTP/1.1 200 OK\ncontent-length: 0\n\n', 'line 1'),
     early_end('bare CRs only', b'HTTP/1.1 200 OK\rcontent-length: 0\r\r', 'within the head'),
-    bad_status('long status line', b'HTTP/1.1 200 %b\0' % (b'x' * 99), 'byte 113 is not: ',
+    bad_status('long status line', b'HTTP/1.1 200 %b\0' % (b'x' * 99),
                "xxx'..."),
 )
 
@@ -2393,7 +2403,9 @@ FIELD_LINES = (
     good_fields('quoted string', b'a: "b, \\"c"', (b'a', b'"b, \\"c"')),
     good_fields('folding with a space', b'a: b\r\n c', (b'a', b'b c')),
     good_fields('folding with a tab', b'a: b\r\n\tc', (b'a', b'b c')),
-    good_fields('folding with many blanks', b'a: b \r\n \t  c', (b'a', b'b  c')),
+    good_fields('folding with many blanks', b'a: b \t \r\n \t  c', (b'a', b'b c')),
+    good_fields('folding with blanks before and after', b'a:  b\t\r\n c \r\n\td ',
+                (b'a', b'b c d')),
     good_fields('folding twice', b'a: b\r\n c\r\n d\r\ne: f', (b'a', b'b c d'), (b'e', b'f')),
     good_fields('folding of an empty value', b'a:\r\n b', (b'a', b'b')),
     good_fields('folding to nothing', b'a: b\r\n \r\nc: d', (b'a', b'b'), (b'c', b'd')),
@@ -2405,42 +2417,42 @@ FIELD_LINES = (
          ((b'transfer-encoding', b'chunked'),)),
     bad('content-length goes on in a fold (CVE-2024-27982)',
         HEAD + b'content-length: 2\r\n 0\r\n\r\nok', 'content-length', "b'2 0'"),
-    bad_fields('no colon', b'a', 'line 2 of the head', 'byte 2 '),
-    bad_fields('no name', b': a', 'line 2 of the head', 'byte 1 '),
-    bad_fields('no name nor value', b':', 'line 2 of the head', 'byte 1 '),
-    bad_fields('space before the colon (CVE-2021-22959)', b'a : b', 'line 2', 'byte 2 '),
-    bad_fields('tab before the colon (CVE-2024-23829)', b'a\t: b', 'line 2', 'byte 2 '),
-    bad_fields('space in a name', b'a b: c', 'line 2', 'byte 2 '),
-    bad_fields('bytes over 127 in a name (CVE-2025-69224)', b'a\xff: b', 'line 2', 'byte 2 '),
+    bad_fields('no colon', b'a', 'line 2 of the head'),
+    bad_fields('no name', b': a', 'line 2 of the head'),
+    bad_fields('no name nor value', b':', 'line 2 of the head'),
+    bad_fields('space before the colon (CVE-2021-22959)', b'a : b', 'line 2'),
+    bad_fields('tab before the colon (CVE-2024-23829)', b'a\t: b', 'line 2'),
+    bad_fields('space in a name', b'a b: c', 'line 2'),
+    bad_fields('bytes over 127 in a name (CVE-2025-69224)', b'a\xff: b', 'line 2'),
     bad_fields('Kelvin sign in a name (CVE-2025-69224)',
-               '\u212aeep-alive: timeout=5'.encode(), 'line 2', 'byte 1 '),
-    bad_fields('control character in a name', b'a\x01: b', 'line 2', 'byte 2 '),
-    bad_fields('delete in a name', b'a\x7f: b', 'line 2', 'byte 2 '),
-    bad_fields('NUL in a name', b'a\0: b', 'line 2', 'byte 2 '),
-    *(bad_fields('%c in a name (CVE-2023-47627)' % byte, b'a%c: b' % byte, 'line 2', 'byte 2 ')
+               '\u212aeep-alive: timeout=5'.encode(), 'line 2'),
+    bad_fields('control character in a name', b'a\x01: b', 'line 2'),
+    bad_fields('delete in a name', b'a\x7f: b', 'line 2'),
+    bad_fields('NUL in a name', b'a\0: b', 'line 2'),
+    *(bad_fields('%c in a name (CVE-2023-47627)' % byte, b'a%c: b' % byte, 'line 2')
       for byte in b'(),/;<=>?@[\\]{}"'),
-    bad_fields('NUL in a value (CVE-2026-34520)', b'a: b\0', 'line 2', 'byte 5 '),
-    bad_fields('bare CR in a value (CVE-2023-30589)', b'x: y\r\na: b\rc', 'line 3', 'byte 5 '),
-    bad_fields('bare CR makes no field', b'a: b\rc: d', 'line 2', 'byte 5 '),
-    bad_fields('bare CR at the end of a line', b'a: b\r', 'line 2', 'byte 5 '),
-    bad_fields('bare LF ends a line (CVE-2022-35256)', b'a: b\nc: d', 'line 2', 'byte 5 '),
-    bad_fields('bare LF before CRLF', b'a: b\n', 'line 2', 'byte 5 '),
-    bad_fields('LF CR', b'a: b\n\rc: d', 'line 2', 'byte 5 '),
-    bad_fields('CR CR LF LF', b'a: b\r\r\nb: c\n', 'line 2', 'byte 5 '),
-    bad_fields('bare LF within a fold', b'a: b\r\n c\nd: e', 'line 3', 'byte 3 '),
-    bad_fields('bare LF before a fold', b'a: b\n c', 'line 2', 'byte 5 '),
-    bad_fields('space before the first field', b' a: b', 'line 2', 'byte 1 '),
-    bad_fields('tab before the first field', b'\ta: b', 'line 2', 'byte 1 '),
-    bad_fields('blanks for the first field', b' \t', 'line 2', 'byte 1 '),
-    bad_fields('NUL in a fold', b'a: b\r\n c\0d', 'line 3', 'byte 3 '),
-    bad_fields('bare CR in a fold', b'a: b\r\n c\rd', 'line 3', 'byte 3 '),
-    bad_fields('a fault after folds', b'a: b\r\n c\r\n\td\r\n \r\ne', 'line 6', 'byte 2 '),
+    bad_fields('NUL in a value (CVE-2026-34520)', b'a: b\0', 'line 2'),
+    bad_fields('bare CR in a value (CVE-2023-30589)', b'x: y\r\na: b\rc', 'line 3'),
+    bad_fields('bare CR makes no field', b'a: b\rc: d', 'line 2'),
+    bad_fields('bare CR at the end of a line', b'a: b\r', 'line 2'),
+    bad_fields('bare LF ends a line (CVE-2022-35256)', b'a: b\nc: d', 'line 2'),
+    bad_fields('bare LF before CRLF', b'a: b\n', 'line 2'),
+    bad_fields('LF CR', b'a: b\n\rc: d', 'line 2'),
+    bad_fields('CR CR LF LF', b'a: b\r\r\nb: c\n', 'line 2'),
+    bad_fields('bare LF within a fold', b'a: b\r\n c\nd: e', 'line 3'),
+    bad_fields('bare LF before a fold', b'a: b\n c', 'line 2'),
+    bad_fields('space before the first field', b' a: b', 'line 2'),
+    bad_fields('tab before the first field', b'\ta: b', 'line 2'),
+    bad_fields('blanks for the first field', b' \t', 'line 2'),
+    bad_fields('NUL in a fold', b'a: b\r\n c\0d', 'line 3'),
+    bad_fields('bare CR in a fold', b'a: b\r\n c\rd', 'line 3'),
+    bad_fields('a fault after folds', b'a: b\r\n c\r\n\td\r\n \r\ne', 'line 6'),
     bad_fields('space before a colon in a fold is fine, but not in the next line',
-               b'a: b\r\n c : d\r\ne : f', 'line 4', 'byte 2 '),
-    bad_fields('status line again', b'HTTP/1.1 200 OK', 'line 2', 'byte 5 '),
+               b'a: b\r\n c : d\r\ne : f', 'line 4'),
+    bad_fields('status line again', b'HTTP/1.1 200 OK', 'line 2'),
     bad_fields('long line', b'a b' + b'c' * 300, 'line 2', "b'a b%s'..." % ('c' * 77)),
-    bad('empty line is not two line feeds', HEAD + b'a: b\r\n\n', 'line 3', 'byte 1 '),
-    bad('bare LF for the last line end', HEAD + b'a: b\n\r\n', 'line 2', 'byte 5 '),
+    bad('empty line is not two line feeds', HEAD + b'a: b\r\n\n', 'line 3'),
+    bad('bare LF for the last line end', HEAD + b'a: b\n\r\n', 'line 2'),
     good('no fields', HEAD + b'\r\nabc', (), b'abc', False, closes=True),
     early_end('nothing', b'', 'without a response'),
     early_end('early end in the status line', b'HTTP/1.1 20', 'within the head'),
@@ -2479,10 +2491,9 @@ INTERIM_RESPONSES = (
     good('101 with content-length', b'HTTP/1.1 101 A\r\ncontent-length: 2\r\n\r\nok', (LENGTH,),
          reused=False, code=b'101'),
     bad('status line of an interim response', b'HTTP/1.1 100 Continue\r\n\r\ngarbage\r\n\r\n',
-        'line 1 of the head', 'byte 1 '),
-    bad('field of an interim response', b'HTTP/1.1 103 A\r\na : b\r\n\r\n' + OK, 'line 2',
-        'byte 2 '),
-    bad('empty line after an interim response', CONTINUE + b'\r\n' + OK, 'line 1', 'byte 1 '),
+        'line 1 of the head'),
+    bad('field of an interim response', b'HTTP/1.1 103 A\r\na : b\r\n\r\n' + OK, 'line 2'),
+    bad('empty line after an interim response', CONTINUE + b'\r\n' + OK, 'line 1'),
     good('interim response that closes (RFC 9112 9.6)',
          b'HTTP/1.1 103 A\r\nConnection: a, Close\r\n\r\n' + OK, (LENGTH,), b'ok', False),
     good('interim response that closes, in one of several fields',
@@ -2507,7 +2518,7 @@ def good_chunks(name, data, body=b'', reused=True, **kwargs):
 
 
 def bad_chunks(name, data, *words):
-    return bad(name, CHUNKED + data, *words)
+    return bad(name, CHUNKED + data, 'chunk', *words)
 
 
 KNOWN_LENGTHS = (
@@ -2570,10 +2581,10 @@ KNOWN_LENGTHS = (
 
 NO_BODIES = (
     good('204', b'HTTP/1.1 204 No Content\r\n\r\n', code=b'204'),
-    good('204 with length', b'HTTP/1.1 204 A\r\ncontent-length: 2\r\n\r\n', (LENGTH,),
-         code=b'204'),
+    good('204 with length (RFC 9110 8.6)', b'HTTP/1.1 204 A\r\ncontent-length: 2\r\n\r\n',
+         (LENGTH,), reused=False, code=b'204'),
     good('204 in chunks', b'HTTP/1.1 204 A\r\ntransfer-encoding: chunked\r\n\r\n', (CODING,),
-         code=b'204'),
+         reused=False, code=b'204'),
     good('204 with bytes', b'HTTP/1.1 204 A\r\n\r\nx', reused=False, code=b'204'),
     good('304', b'HTTP/1.1 304 Not Modified\r\ncontent-length: 2\r\n\r\n', (LENGTH,),
          code=b'304'),
@@ -2631,7 +2642,6 @@ CHUNKS = (
                 b'a' * 4500 + b'b' * 1499 + b'c' * 3000 + b'd' * 42 + b'eee'),
     good_chunks('trailers', b'1\r\na\r\n0\r\nx: y\r\nZ:\r\n\r\n', b'a'),
     good_chunks('trailers after extension', b'0;a\r\nx: y\r\n\r\n'),
-    good_chunks('folded trailer', b'0\r\nx: y\r\n z\r\n\ta : b\r\n\r\n'),
     good_chunks('trailers that frame are dropped (CVE-2025-53643)',
                 b'1\r\na\r\n0\r\ncontent-length: 5\r\ntransfer-encoding: gzip\r\n'
                 b'connection: close\r\n\r\n', b'a'),
@@ -2643,64 +2653,60 @@ CHUNKS = (
     good_chunks('response after the trailers', b'0\r\na: b\r\n\r\n' + OK, b'', False),
     good_chunks('chunk of one digit more than is decimal', b'10\r\n0123456789abcdef\r\n0\r\n\r\n',
                 b'0123456789abcdef'),
-    bad_chunks('no size', b'\r\nab', 'byte 1 of the chunked body'),
-    bad_chunks('no digit', b'g\r\n', "byte 1 of the chunked body is b'g'", 'hex digits'),
-    bad_chunks('no size in the second line', b'1\r\na\r\n\r\n', 'byte 7 of the chunked body'),
-    bad_chunks('size with plus', b'+1\r\na\r\n0\r\n\r\n', "byte 1 of the chunked body is b'+'"),
-    bad_chunks('size with minus', b'-1\r\na\r\n0\r\n\r\n', 'byte 1 '),
-    bad_chunks('size with 0x', b'0x1\r\na\r\n0\r\n\r\n', "byte 2 of the chunked body is b'x'"),
-    bad_chunks('size with underscore', b'1_0\r\n', 'byte 2 '),
-    bad_chunks('size in quotes', b'"1"\r\na\r\n0\r\n\r\n', 'byte 1 '),
-    bad_chunks('size of Arabic digits (CVE-2025-69224)', b'\xd9\xa1\r\na\r\n0\r\n\r\n', 'byte 1 '),
-    bad_chunks('size of 17 digits (CVE-2021-32714)', b'10000000000000001\r\na\r\n0\r\n\r\n',
-               'byte 17 '),
-    bad_chunks('17 digits with zeros', b'00000000000000001\r\na\r\n0\r\n\r\n', 'byte 17 '),
-    bad_chunks('blank before the size', b' 1\r\na\r\n0\r\n\r\n', 'byte 1 '),
-    bad_chunks('blank within the size', b'1 0\r\n', "byte 3 of the chunked body is b'0'"),
-    bad_chunks('vertical tab after the size', b'1\x0b\r\na\r\n0\r\n\r\n', 'byte 2 '),
-    bad_chunks('comma after the size', b'1,a\r\na\r\n0\r\n\r\n', 'byte 2 '),
-    bad_chunks('bare LF ends the line (CVE-2025-22871)', b'1\na\r\n0\r\n\r\n',
-               "byte 2 of the chunked body is b'\\n'"),
-    bad_chunks('bare LF after blanks', b'1 \t\na\r\n0\r\n\r\n', 'byte 4 '),
-    bad_chunks('bare LF ends the last line', b'1\r\na\r\n0\n\r\n', 'byte 8 '),
-    bad_chunks('bare CR ends the line', b'1\ra\r\n0\r\n\r\n', 'byte 3 '),
-    bad_chunks('CR CR LF', b'1\r\r\na\r\n0\r\n\r\n', 'byte 3 '),
-    bad_chunks('bare CR in an extension (CVE-2024-52304)', b'1;a\rb\r\na\r\n0\r\n\r\n', 'byte 5 '),
-    bad_chunks('bare LF in an extension (CVE-2021-22960)', b'1;a\nb\r\na\r\n0\r\n\r\n', 'byte 4 '),
-    bad_chunks('NUL in an extension', b'1;a\0\r\na\r\n0\r\n\r\n', 'byte 4 '),
+    bad_chunks('no size', b'\r\nab'),
+    bad_chunks('no digit', b'g\r\n', 'hex digits'),
+    bad_chunks('no size in the second line', b'1\r\na\r\n\r\n'),
+    bad_chunks('size with plus', b'+1\r\na\r\n0\r\n\r\n'),
+    bad_chunks('size with minus', b'-1\r\na\r\n0\r\n\r\n'),
+    bad_chunks('size with 0x', b'0x1\r\na\r\n0\r\n\r\n'),
+    bad_chunks('size with underscore', b'1_0\r\n'),
+    bad_chunks('size in quotes', b'"1"\r\na\r\n0\r\n\r\n'),
+    bad_chunks('size of Arabic digits (CVE-2025-69224)', b'\xd9\xa1\r\na\r\n0\r\n\r\n'),
+    bad_chunks('size of 17 digits (CVE-2021-32714)', b'10000000000000001\r\na\r\n0\r\n\r\n'),
+    bad_chunks('17 digits with zeros', b'00000000000000001\r\na\r\n0\r\n\r\n'),
+    bad_chunks('blank before the size', b' 1\r\na\r\n0\r\n\r\n'),
+    bad_chunks('blank within the size', b'1 0\r\n'),
+    bad_chunks('vertical tab after the size', b'1\x0b\r\na\r\n0\r\n\r\n'),
+    bad_chunks('comma after the size', b'1,a\r\na\r\n0\r\n\r\n'),
+    bad_chunks('bare LF ends the line (CVE-2025-22871)', b'1\na\r\n0\r\n\r\n'),
+    bad_chunks('bare LF after blanks', b'1 \t\na\r\n0\r\n\r\n'),
+    bad_chunks('bare LF ends the last line', b'1\r\na\r\n0\n\r\n'),
+    bad_chunks('bare CR ends the line', b'1\ra\r\n0\r\n\r\n'),
+    bad_chunks('CR CR LF', b'1\r\r\na\r\n0\r\n\r\n'),
+    bad_chunks('bare CR in an extension (CVE-2024-52304)', b'1;a\rb\r\na\r\n0\r\n\r\n'),
+    bad_chunks('bare LF in an extension (CVE-2021-22960)', b'1;a\nb\r\na\r\n0\r\n\r\n'),
+    bad_chunks('NUL in an extension', b'1;a\0\r\na\r\n0\r\n\r\n'),
     good_chunks('line end in a quoted extension ends the line', b'1;a="\r\n"\r\n0\r\n\r\n', b'"'),
-    bad_chunks('no line end after the third chunk of a size', b'1\r\na\r\n' * 2 + b'1\r\nab1\r\n',
-               'byte 17 '),
-    bad_chunks('no line end after a chunk', b'1\r\nabc0\r\n\r\n',
-               "byte 5 of the chunked body is b'b'", 'CRLF'),
-    bad_chunks('bare LF after a chunk', b'1\r\na\n0\r\n\r\n', 'byte 5 ', 'CRLF'),
-    bad_chunks('bare CR after a chunk', b'1\r\na\r0\r\n\r\n', 'byte 6 ', 'CRLF'),
-    bad_chunks('any two bytes after a chunk (CVE-2025-43859)', b'1\r\naxx0\r\n\r\n', 'byte 5 '),
-    bad_chunks('LF CR after a chunk', b'1\r\na\n\r0\r\n\r\n', 'byte 5 '),
-    bad_chunks('chunk longer than its size', b'2\r\nabc\r\n0\r\n\r\n', 'byte 6 '),
-    bad_chunks('chunk shorter than its size', b'4\r\nabc\r\n0\r\n\r\n', 'byte 8 '),
-    bad_chunks('trailer without colon', b'0\r\na\r\n\r\n', 'byte 5 ', 'trailer'),
-    bad_chunks('trailer without name', b'0\r\n: a\r\n\r\n', 'byte 4 '),
-    bad_chunks('space before the colon of a trailer', b'0\r\na : b\r\n\r\n', 'byte 5 '),
-    bad_chunks('NUL in a trailer', b'0\r\na: \0\r\n\r\n', 'byte 7 '),
-    bad_chunks('NUL in the name of a trailer', b'0\r\na\0: b\r\n\r\n', 'byte 5 '),
-    bad_chunks('bytes over 127 in the name of a trailer', b'0\r\na\xff: b\r\n\r\n', 'byte 5 '),
-    bad_chunks('bare CR in a trailer', b'0\r\na: b\rc\r\n\r\n', 'byte 9 '),
-    bad_chunks('bare LF ends a trailer', b'0\r\na: b\nc: d\r\n\r\n', 'byte 8 '),
-    bad_chunks('bare LF ends the trailers', b'0\r\na: b\r\n\n', 'byte 10 '),
-    bad_chunks('bare LF for no trailers', b'0\r\n\n', 'byte 4 '),
-    bad_chunks('CR CR LF for no trailers', b'0\r\n\r\r\n', 'byte 5 '),
-    bad_chunks('space before the first trailer', b'0\r\n a: b\r\n\r\n', 'byte 4 '),
-    bad_chunks('second trailer without colon', b'0\r\na: b\r\nc\r\n\r\n', 'byte 11 '),
-    bad_chunks('second trailer without name', b'0\r\na: b\r\n: c\r\n\r\n', 'byte 10 '),
-    bad_chunks('NUL in the second trailer', b'0\r\na: b\r\nc: \0\r\n\r\n', 'byte 13 '),
-    bad_chunks('bare CR in the second trailer', b'0\r\na: b\r\nc: d\re\r\n\r\n', 'byte 15 '),
-    bad_chunks('bare LF in the second trailer', b'0\r\na: b\r\nc: d\ne\r\n\r\n', 'byte 14 '),
-    bad_chunks('bare CR in a folded trailer', b'0\r\na: b\r\n c\rd\r\n\r\n', 'byte 13 '),
-    bad_chunks('bare LF in a folded trailer', b'0\r\na: b\r\n c\nd\r\n\r\n', 'byte 12 '),
-    bad_chunks('NUL in a folded trailer', b'0\r\na: b\r\n \0\r\n\r\n', 'byte 11 '),
-    bad_chunks('response for trailers', b'0\r\n' + OK, 'byte 8 '),
-    bad_chunks('chunk after the last chunk', b'0\r\n1\r\na\r\n0\r\n\r\n', 'byte 5 '),
+    bad_chunks('no line end after the third chunk of a size', b'1\r\na\r\n' * 2 + b'1\r\nab1\r\n'),
+    bad_chunks('no line end after a chunk', b'1\r\nabc0\r\n\r\n', 'CRLF'),
+    bad_chunks('bare LF after a chunk', b'1\r\na\n0\r\n\r\n', 'CRLF'),
+    bad_chunks('bare CR after a chunk', b'1\r\na\r0\r\n\r\n', 'CRLF'),
+    bad_chunks('any two bytes after a chunk (CVE-2025-43859)', b'1\r\naxx0\r\n\r\n'),
+    bad_chunks('LF CR after a chunk', b'1\r\na\n\r0\r\n\r\n'),
+    bad_chunks('chunk longer than its size', b'2\r\nabc\r\n0\r\n\r\n'),
+    bad_chunks('chunk shorter than its size', b'4\r\nabc\r\n0\r\n\r\n'),
+    bad_chunks('trailer without colon', b'0\r\na\r\n\r\n', 'trailer'),
+    bad_chunks('trailer without name', b'0\r\n: a\r\n\r\n'),
+    bad_chunks('space before the colon of a trailer', b'0\r\na : b\r\n\r\n'),
+    bad_chunks('NUL in a trailer', b'0\r\na: \0\r\n\r\n'),
+    bad_chunks('NUL in the name of a trailer', b'0\r\na\0: b\r\n\r\n'),
+    bad_chunks('bytes over 127 in the name of a trailer', b'0\r\na\xff: b\r\n\r\n'),
+    bad_chunks('bare CR in a trailer', b'0\r\na: b\rc\r\n\r\n'),
+    bad_chunks('bare LF ends a trailer', b'0\r\na: b\nc: d\r\n\r\n'),
+    bad_chunks('bare LF ends the trailers', b'0\r\na: b\r\n\n'),
+    bad_chunks('bare LF for no trailers', b'0\r\n\n'),
+    bad_chunks('CR CR LF for no trailers', b'0\r\n\r\r\n'),
+    bad_chunks('space before the first trailer', b'0\r\n a: b\r\n\r\n'),
+    bad_chunks('second trailer without colon', b'0\r\na: b\r\nc\r\n\r\n'),
+    bad_chunks('second trailer without name', b'0\r\na: b\r\n: c\r\n\r\n'),
+    bad_chunks('NUL in the second trailer', b'0\r\na: b\r\nc: \0\r\n\r\n'),
+    bad_chunks('bare CR in the second trailer', b'0\r\na: b\r\nc: d\re\r\n\r\n'),
+    bad_chunks('bare LF in the second trailer', b'0\r\na: b\r\nc: d\ne\r\n\r\n'),
+    bad_chunks('bare CR in a folded trailer', b'0\r\na: b\r\n c\rd\r\n\r\n'),
+    bad_chunks('bare LF in a folded trailer', b'0\r\na: b\r\n c\nd\r\n\r\n'),
+    bad_chunks('NUL in a folded trailer', b'0\r\na: b\r\n \0\r\n\r\n'),
+    bad_chunks('response for trailers', b'0\r\n' + OK),
+    bad_chunks('chunk after the last chunk', b'0\r\n1\r\na\r\n0\r\n\r\n'),
     early_end('early end before chunks', CHUNKED, 'last chunk'),
     early_end('early end in a size', CHUNKED + b'1', 'last chunk'),
     early_end('early end in a line end', CHUNKED + b'1\r', 'last chunk'),
@@ -2732,7 +2738,6 @@ CHUNKS = (
              limit=99),
     too_long('endless trailers (CVE-2026-22815)', CHUNKED + b'0\r\n' + b'a: b\r\n' * 40, '99',
              limit=99),
-    too_long('endless folds of a trailer', CHUNKED + b'0\r\na:' + b'\r\n b' * 40, '99', limit=99),
 )
 
 
@@ -3180,6 +3185,20 @@ DIFFERENCES = (
         'RFC 9112 9.5: Servers will usually have some timeout value beyond which they will no '
         'longer maintain an inactive connection.', not_reused),
     Difference(
+        'lowhaio drops blanks before a fold, h11 leaves them in the value',
+        Case(HEAD + b'a: b \t\r\n c\r\ncontent-length: 2\r\n\r\nok'),
+        HEADS, rb'(?<=[^\r\n \t])[ \t]+(?=\r\n[ \t])', b'',
+        'RFC 9112 5.2: A user agent that receives an obs-fold in a response message that is not '
+        'within a "message/http" container MUST replace each received obs-fold with one or more '
+        'SP octets prior to interpreting the field value.'),
+    Difference(
+        'lowhaio reuses no connection after a 204 that states a body, h11 does',
+        Case(b'HTTP/1.1 204 A\r\ncontent-length: 2\r\n\r\n'),
+        ('bodyless head',), rb'(?is)\AHTTP/1\.[0-9] 204(?=.*\n'
+        rb'(?:content-length|transfer-encoding)[:-])', rb'\g<0>',
+        'RFC 9110 8.6: A server MUST NOT send a Content-Length header field in any response with '
+        'a status code of 1xx (Informational) or 204 (No Content).', not_reused),
+    Difference(
         'lowhaio reuses no connection after an interim response with close, h11 does',
         Case(b'HTTP/1.1 103 A\r\nconnection: a, Close\r\n\r\n' + OK),
         ('interim head',), rb'(?i)\nconnection:(?:[^\n]*,)?[ \t]*close[ \t]*[,\r]', rb'\g<0>',
@@ -3403,7 +3422,11 @@ class OracleOfResponsesTest(TestCase):
     async def check(self, case):
         outcome, closes, differences = expected(case)
         names = [difference.name for difference in differences]
-        self.assertEqual(await self.by_lowhaio(case, closes), outcome, (case, names))
+        got = await self.by_lowhaio(case, closes)
+        if got == REJECTION and any(kind == 'trailers' and re.search(rb'\r\n[ \t]', piece)
+                                    for kind, piece in parts(case.method, case.data)):
+            return names  # A folded trailer may be refused
+        self.assertEqual(got, outcome, (case, names))
         return names
 
     async def test_generated_responses(self):
@@ -4866,6 +4889,12 @@ class TlsTest(TestCase):
         self.assertLess(len(events), 30)
 
     async def test_renegotiation_disturbs_no_response_and_no_idle_connection(self):
+        await self.with_openssl(self.renegotiate)
+
+    async def test_renegotiation_does_not_hold_an_upload_up(self):
+        await self.with_openssl(self.renegotiate_in_upload)
+
+    async def with_openssl(self, converse):
         with tempfile.TemporaryDirectory() as folder:
             certificate('localhost').private_key_and_cert_chain_pem.write_to_path(folder + '/a')
             process = subprocess.Popen(
@@ -4874,13 +4903,13 @@ class TlsTest(TestCase):
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 bufsize=0)
             try:
-                await self.renegotiate(process)
+                await self.converse_with(process, converse)
             finally:
                 self.loop.remove_reader(process.stdout.fileno())
                 process.kill()
                 process.communicate()
 
-    async def renegotiate(self, process):
+    async def converse_with(self, process, converse):
         output, event = bytearray(), asyncio.Event()
 
         def on_output():
@@ -4897,9 +4926,12 @@ class TlsTest(TestCase):
             context.options &= ~ssl.OP_NO_RENEGOTIATION
             return context
         self.loop.add_reader(process.stdout.fileno(), on_output)
-        request = self.pool(get_ssl_context=get_ssl_context)
+        request = self.pool(get_ssl_context=get_ssl_context, socket_timeout=2)
         await said(rb'ACCEPT .*\n')
         url = 'https://localhost:%d/' % int(re.search(rb'ACCEPT .*:([0-9]+)', output)[1])
+        await converse(request, url, process, said, output)
+
+    async def renegotiate(self, request, url, process, said, output):
         for number in (1, 2):
             task = self.spawn(fetch(request, b'GET', url))
             await said(rb'GET /', number)
@@ -4911,6 +4943,21 @@ class TlsTest(TestCase):
             await said(rb'SSL_do_handshake -> 1', 2 * number)
             await self.turns()
         self.assertEqual(output.count(b'BEGIN SSL SESSION PARAMETERS'), 1)
+
+    async def renegotiate_in_upload(self, request, url, process, said, output):
+        async def body():
+            for _ in range(500):
+                yield b'x' * 9999 + b'\n'
+                await asyncio.sleep(0)
+            yield b'the end\n'
+        task = self.spawn(fetch(request, b'PUT', url, headers=length(5000008), body=body))
+        await said(rb'PUT /')
+        for _ in range(20):
+            process.stdin.write(b'r\n')
+            await asyncio.sleep(0.002)
+        await said(rb'the end')
+        process.stdin.write(OK.replace(b'\r', b'') + b'\n')
+        self.assertEqual((await task)[2], b'ok')
 
     async def test_byte_decrypted_with_the_response_is_not_left_for_the_next(self):
         server = self.serve(OK + OK.replace(b'ok', b'no'), OK, tls=True)
@@ -5208,7 +5255,7 @@ class EarlyResponseTest(TestCase):
         self.assertEqual((await task)[0], b'413')
         self.assertEqual(ended, [True])
 
-    async def test_connection_is_not_reused_after_an_early_response(self):
+    async def test_connection_is_not_reused_after_an_early_refusal(self):
         async def body():
             yield b'a'
             await sent
@@ -5217,14 +5264,14 @@ class EarlyResponseTest(TestCase):
 
         async def script(peer):
             await peer.read_until(b'\r\n\r\n')
-            await peer.send(OK)
+            await peer.send(self.RESPONSE if peer is server.peers[0] else OK)
             if peer is server.peers[0]:
                 sent.set_result(None)
             await peer.ended()
         server = self.serve(script=script)
         sent, request = self.loop.create_future(), self.pool()
         result = await fetch(request, b'PUT', server.url, headers=length(9), body=body)
-        self.assertEqual(result[2], b'ok')
+        self.assertEqual(result[2], b'big')
         self.assertFalse(await second_request(request, server))
 
     async def test_reset_without_a_response_is_a_closed_error(self):
@@ -5235,6 +5282,1528 @@ class EarlyResponseTest(TestCase):
         await self.fails(HttpConnectionClosedError, fetch(
             self.pool(), b'PUT', server.url, headers=length(self.SIZE),
             body=streamed(bytes(self.SIZE))))
+
+
+HALF = HEAD + b'content-length: 5\r\n\r\nabc'
+CHUNK, LAST_CHUNK = b'1\r\na\r\n', b'0\r\n\r\n'
+
+
+class UploadingTest(TestCase):
+    """An upload that the test drives: what its body does, step by step, and what the peer does."""
+
+    seconds = 6
+
+    def setUp(self):
+        self.notes = []
+
+    async def body(self, *steps):
+        """Yield the bytes among the steps, and await what the others return."""
+        try:
+            for step in steps:
+                if callable(step):
+                    await step()
+                else:
+                    yield step
+        except BaseException as exception:
+            self.notes.append(type(exception).__name__)
+            raise
+        finally:
+            await asyncio.sleep(0)
+            self.notes.append('closed')
+
+    def uploading(self, server, *steps, method=b'POST', headers=CODING, body=None, **pool):
+        self.notes.clear()
+        self.request = self.pool(**pool)
+        return self.spawn(self.request(
+            method, server.url, headers=headers, body=body or self.body, body_args=steps))
+
+    async def begin(self, *steps, tls=None, **kwargs):
+        """The task of a request, and its peer, which has got the head."""
+        self.server = self.serve(tls=tls)
+        task = self.uploading(self.server, *steps, **kwargs)
+        peer = await self.server.accept()
+        await peer.read_until(b'\r\n\r\n')
+        return task, peer
+
+    async def whole(self, awaitable):
+        code, _, body = await awaitable
+        return code, await buffered(body)
+
+    async def reuses(self, peer):
+        """Whether the next request comes to this peer, and not on another connection."""
+        async def answer(accepted):
+            with contextlib.suppress(OSError, EOFError):
+                peer = await accepted
+                if await peer.request():
+                    await peer.send(OK)
+
+        async def same():
+            return peer
+        before = len(self.server.peers)
+        tasks = [self.spawn(answer(get())) for get in (same, self.server.accept)]
+        await fetch(self.request, b'GET', self.server.url)
+        for task in tasks:
+            task.cancel()
+        return len(self.server.peers) == before
+
+    async def closed(self, peer):
+        """Wait until the client has closed, and return what it had sent before."""
+        with contextlib.suppress(ssl.SSLError):
+            return await peer.ended()
+
+    def plain_and_tls(self):
+        context = server_context()
+        for tls in (None, context):
+            with self.subTest(tls=tls):
+                yield tls
+
+
+class RefusalTest(UploadingTest):
+    """Codes of 300 and more, and a 101, stop sending at once, whatever the body waits for."""
+
+    BIG = b'HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig'
+
+    def ways_to_wait(self):
+        self.future, self.event = self.loop.create_future(), asyncio.Event()
+        self.inner = self.spawn(self.event.wait())
+
+        async def bare_yields():
+            while True:
+                await asyncio.sleep(0)
+
+        async def inner_generator():
+            yield await self.future
+
+        async def nested():
+            async for _ in inner_generator():
+                pass
+
+        async def long_finally():
+            try:
+                await self.future
+            finally:
+                await self.turns(20)
+                await asyncio.sleep(0.02)
+
+        async def in_timeout():
+            async with asyncio.timeout(60):
+                await self.future
+
+        async def in_group():
+            async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.sleep(60))
+
+        async def second_wait():
+            await asyncio.sleep(0)
+            await self.turns(3)
+            await self.future
+        return (
+            lambda: self.future, lambda: asyncio.sleep(60), asyncio.Event().wait,
+            asyncio.Queue().get, lambda: self.inner, lambda: asyncio.shield(self.inner),
+            lambda: asyncio.gather(self.inner, self.future),
+            lambda: asyncio.wait({self.inner}),
+            lambda: asyncio.wait_for(asyncio.shield(self.future), 60), bare_yields, nested,
+            long_finally, second_wait,
+            *((in_timeout, in_group) if sys.version_info >= (3, 11) else ()))
+
+    async def test_body_that_waits_is_cancelled_where_it_waits(self):
+        for tls in self.plain_and_tls():
+            for number, way in enumerate(self.ways_to_wait()):
+                with self.subTest(number=number, way=way):
+                    task, peer = await self.begin(CHUNK, way, LAST_CHUNK, tls=tls)
+                    await peer.expect(CHUNK)
+                    await self.turns(5)
+                    await peer.send(self.BIG)
+                    self.assertEqual(await self.whole(task), (b'413', b'big'))
+                    self.assertEqual(self.notes, ['CancelledError', 'closed'])
+                    self.assertEqual(await self.closed(peer), b'')
+                    self.assertEqual((self.future.done(), self.inner.done()), (False, False))
+            self.future.set_result(None)
+            self.event.set()
+            await self.turns()
+
+    async def test_body_is_cancelled_before_it_has_yielded_anything(self):
+        for tls in self.plain_and_tls():
+            task, peer = await self.begin(asyncio.Event().wait, LAST_CHUNK, tls=tls)
+            await peer.send(self.BIG)
+            self.assertEqual(await self.whole(task), (b'413', b'big'))
+            self.assertEqual(self.notes, ['CancelledError', 'closed'])
+            self.assertEqual(await self.closed(peer), b'')
+
+    async def test_codes_that_stop_sending(self):
+        for code in (b'101', b'300', b'302', b'304', b'399', b'400', b'401', b'413', b'499',
+                     b'500', b'503', b'599', b'600', b'999'):
+            with self.subTest(code=code):
+                answer = b'HTTP/1.1 %b A\r\ncontent-length: 2\r\n\r\n' % code
+                has_body = code not in (b'101', b'304')
+                task, peer = await self.begin(CHUNK, asyncio.Event().wait, LAST_CHUNK)
+                await peer.send(answer + (b'ok' if has_body else b''))
+                self.assertEqual(await self.whole(task), (code, b'ok' if has_body else b''))
+                self.assertEqual(self.notes, ['CancelledError', 'closed'])
+                self.assertEqual(await self.closed(peer), CHUNK)
+                self.assertFalse(await self.reuses(peer))
+
+    async def test_sending_stops_though_the_rest_of_the_response_is_to_come(self):
+        chunks = (b'1\r\nb\r\n', b'2\r\nig\r\n' + LAST_CHUNK)
+        for head, parts in ((b'content-length: 3', (b'b', b'ig')), (b'', (b'b', b'ig')),
+                            (b'transfer-encoding: chunked', chunks)):
+            for tls in self.plain_and_tls():
+                task, peer = await self.begin(
+                    b'a', asyncio.Event().wait, b'b', headers=length(9), tls=tls)
+                await peer.send(b'HTTP/1.1 500 A\r\n%b\r\n\r\n' % (head or b'a: b') + parts[0])
+                code, _, body = await task
+                self.assertEqual(self.notes, ['CancelledError', 'closed'])
+                self.assertEqual(await body.__anext__(), b'b')
+                await peer.send(parts[1])
+                if not head:
+                    peer.close_tls() if tls else peer.close()
+                self.assertEqual((code, await buffered(body)), (b'500', b'ig'))
+                if head:
+                    self.assertEqual(await self.closed(peer), b'a')
+
+    async def test_body_that_is_being_sent_is_closed_at_its_yield(self):
+        for tls in self.plain_and_tls():
+            task, peer = await self.begin(bytes(10**8), headers=length(10**8), tls=tls)
+            await peer.send(self.BIG)
+            self.assertEqual(await self.whole(task), (b'413', b'big'))
+            self.assertEqual(self.notes, ['GeneratorExit', 'closed'])
+            await self.closed(peer)
+            self.assertLess(len(peer.received), 10**8)
+
+    async def test_refusal_after_interim_responses_and_an_earlier_wait(self):
+        event = asyncio.Event()
+        task, peer = await self.begin(CHUNK, event.wait, CHUNK, asyncio.Event().wait, LAST_CHUNK)
+        await peer.send(b'HTTP/1.1 103 A\r\n\r\nHTTP/1.1 102 A\r\n\r\n')
+        await self.turns(5)
+        self.assertFalse(task.done())
+        event.set()
+        await peer.expect(CHUNK * 2)
+        await peer.send(self.BIG[:20])
+        await self.turns(5)
+        self.assertFalse(task.done())
+        await peer.send(self.BIG[20:])
+        self.assertEqual(await self.whole(task), (b'413', b'big'))
+        self.assertEqual(self.notes, ['CancelledError', 'closed'])
+
+    async def test_nothing_leaves_of_a_body_that_takes_no_notice_of_its_cancellation(self):
+        async def stubborn():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+        async def stubborn_and_slow():
+            await stubborn()
+            await self.turns()
+        for way, after in itertools.product((stubborn, stubborn_and_slow), ((), (LAST_CHUNK,))):
+            with self.subTest(way=way, after=after):
+                task, peer = await self.begin(CHUNK, way, *after)
+                await peer.send(self.BIG)
+                self.assertEqual(await self.whole(task), (b'413', b'big'))
+                self.assertEqual(self.notes, ['GeneratorExit', 'closed'] if after else ['closed'])
+                self.assertEqual(await self.closed(peer), CHUNK)
+
+    async def test_exception_of_a_body_that_is_stopped_is_told_or_the_response_returned(self):
+        async def failing():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise KeyError('mine')
+        task, peer = await self.begin(CHUNK, failing, LAST_CHUNK)
+        await peer.send(self.BIG)
+        try:
+            self.assertEqual(await self.whole(task), (b'413', b'big'))
+        except HttpDataError as exception:
+            self.assertIsInstance(exception.__cause__, KeyError)
+        self.assertEqual(self.notes, ['KeyError', 'closed'])
+        self.assertEqual(await self.closed(peer), CHUNK)
+
+    async def test_whole_refusal_is_returned_though_a_reset_follows(self):
+        task, peer = await self.begin(CHUNK, asyncio.Event().wait, LAST_CHUNK)
+        await peer.send(self.BIG)
+        peer.reset()
+        self.assertEqual(await self.whole(task), (b'413', b'big'))
+        self.assertEqual(self.notes, ['CancelledError', 'closed'])
+
+    async def test_end_of_the_connection_without_a_response_ends_the_wait(self):
+        for end in (Peer.close, Peer.reset):
+            with self.subTest(end=end):
+                task, peer = await self.begin(CHUNK, asyncio.Event().wait, LAST_CHUNK)
+                await peer.expect(CHUNK)
+                end(peer)
+                await self.fails(HttpConnectionClosedError, task)
+                self.assertEqual(self.notes, ['CancelledError', 'closed'])
+
+    async def loop_rests(self):
+        start = time.process_time()
+        await asyncio.sleep(0.4)
+        self.assertLess(time.process_time() - start, 0.2)
+
+    async def takes_all(self, peer):
+        """Until there is room to send more."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            while True:
+                await asyncio.wait_for(peer.receive(), 0.1)
+
+    async def test_loop_rests_while_the_rest_of_a_refusal_is_awaited(self):
+        task, peer = await self.begin(bytes(10**7), headers=length(10**8))
+        await asyncio.sleep(0.05)  # The kernel is full
+        await peer.send(self.BIG[:-3])
+        _, _, body = await task
+        await self.takes_all(peer)
+        reading = self.spawn(buffered(body))
+        await self.loop_rests()
+        await peer.send(b'big')
+        self.assertEqual(await reading, b'big')
+
+
+class EarlySuccessTest(UploadingTest):
+    """Other codes than those let the request go on to its end."""
+
+    async def test_request_goes_on_while_the_response_is_read(self):
+        for code in (b'200', b'201', b'202', b'203', b'206', b'207', b'226', b'299'):
+            for tls in self.plain_and_tls() if code == b'200' else (None,):
+                with self.subTest(code=code):
+                    event = asyncio.Event()
+                    task, peer = await self.begin(CHUNK, event.wait, CHUNK, LAST_CHUNK, tls=tls)
+                    await peer.send(HALF.replace(b'200', code))
+                    got, _, body = await task
+                    self.assertEqual((got, await body.__anext__()), (code, b'abc'))
+                    self.assertEqual(self.notes, [])
+                    reading = self.spawn(buffered(body))
+                    await peer.expect(CHUNK)
+                    event.set()
+                    await peer.expect(CHUNK + LAST_CHUNK)
+                    await peer.send(b'de')
+                    self.assertEqual(await reading, b'de')
+                    self.assertEqual(self.notes, ['closed'])
+                    self.assertTrue(await self.reuses(peer))
+
+    async def test_end_of_a_response_without_length_ends_sending(self):
+        for tls in self.plain_and_tls():
+            task, peer = await self.begin(CHUNK, asyncio.Event().wait, tls=tls)
+            await peer.send(HEAD + b'\r\nabc')
+            _, _, body = await task
+            reading = self.spawn(buffered(body))
+            await peer.expect(CHUNK)
+            await self.turns()
+            if tls is None:
+                peer.sock.shutdown(socket.SHUT_WR)
+            else:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    peer.sock.unwrap()  # Its socket is not shut down
+            self.assertEqual(await reading, b'abc')
+            self.assertEqual(self.notes, ['CancelledError', 'closed'])
+
+    async def test_reading_ends_and_the_connection_is_reused_once_the_request_has_ended(self):
+        for head, rest in ((HALF, b'de'), (CHUNKED + b'3\r\nabc\r\n', b'2\r\nde\r\n0\r\n\r\n')):
+            for tls in self.plain_and_tls():
+                event = asyncio.Event()
+                task, peer = await self.begin(CHUNK, event.wait, LAST_CHUNK, tls=tls)
+                await peer.send(head)
+                _, _, body = await task
+                await peer.send(rest)
+                chunks = []
+                while sum(map(len, chunks)) < 5:
+                    chunks.append(await body.__anext__())
+                reading = self.spawn(buffered(body))
+                await self.turns(10)
+                self.assertFalse(reading.done())
+                self.assertFalse(await self.reuses(peer))
+                event.set()
+                self.assertEqual((b''.join(chunks), await reading), (b'abcde', b''))
+                await peer.expect(CHUNK + LAST_CHUNK)
+                self.assertTrue(await self.reuses(peer))
+
+    async def test_whole_response_is_returned_once_the_request_is_sent(self):
+        for answer, content, method in (
+                (OK, b'ok', b'POST'), (CHUNKED + chunked(b'ok'), b'ok', b'POST'),
+                (b'HTTP/1.1 204 A\r\n\r\n', b'', b'POST'), (OK[:-2], b'', b'HEAD'),
+                (CONTINUE + response(b'ok', status=b'202 A'), b'ok', b'POST'),
+                (b'HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nok',
+                 b'ok', b'POST')):
+            for tls in self.plain_and_tls():
+                event = asyncio.Event()
+                task, peer = await self.begin(
+                    CHUNK, event.wait, LAST_CHUNK, method=method, tls=tls)
+                await peer.send(answer)
+                await peer.expect(CHUNK)
+                await self.turns(10)
+                self.assertEqual((task.done(), self.notes), (False, []))
+                event.set()
+                await peer.expect(LAST_CHUNK)
+                _, body = await self.whole(task)
+                self.assertEqual((body, self.notes), (content, ['closed']))
+                self.assertTrue(await self.reuses(peer))
+
+    async def test_connection_that_is_kept_for_no_time_does_not_end_sending(self):
+        for kwargs, field in (({'keep_alive_timeout': 0}, b'a: b'),
+                              ({}, b'keep-alive: timeout=1')):
+            with self.subTest(field=field):
+                event = asyncio.Event()
+                task, peer = await self.begin(CHUNK, event.wait, LAST_CHUNK, **kwargs)
+                await peer.send(response(b'ok', field))
+                await peer.expect(CHUNK)
+                await self.turns(10)
+                event.set()
+                await peer.expect(LAST_CHUNK)
+                self.assertEqual(await self.whole(task), (b'200', b'ok'))
+                self.assertEqual(self.notes, ['closed'])
+                self.assertFalse(await self.reuses(peer))
+
+    ENDS = (
+        (response(b'ok', b'connection: close'), None),
+        (response(b'ok', b'Connection: a, Close'), None),
+        (CHUNKED[:-2] + b'connection: close\r\n\r\n' + chunked(b'o', b'k'), None),
+        (OK.replace(b'1.1', b'1.0'), None),
+        (OK + b'x', None),
+        (OK + OK, None),
+        (CHUNKED + chunked(b'o', b'k') + b'\0', None),
+        (OK, 'closes'),
+        (CHUNKED + chunked(b'o', b'k'), 'closes'),
+        (HEAD + b'\r\nok', 'closes'),
+        (OK, 'resets'),
+    )
+
+    def end(self, peer, way):
+        if way == 'closes':
+            peer.close_tls() if isinstance(peer.sock, ssl.SSLSocket) else peer.close()
+        elif way == 'resets':
+            peer.reset()
+
+    async def test_whole_response_after_which_nothing_can_follow_ends_sending(self):
+        for answer, way in self.ENDS:
+            for tls in self.plain_and_tls() if way != 'resets' else (None,):
+                with self.subTest(answer=answer, way=way):
+                    task, peer = await self.begin(CHUNK, asyncio.Event().wait, CHUNK, tls=tls)
+                    await peer.expect(CHUNK)
+                    await peer.send(answer)
+                    self.end(peer, way)
+                    self.assertEqual(await self.whole(task), (b'200', b'ok'))
+                    self.assertEqual(self.notes, ['CancelledError', 'closed'])
+                    if not way:
+                        self.assertEqual(await self.closed(peer), b'')
+
+    async def test_end_of_such_a_response_ends_sending_while_it_is_read(self):
+        for answer, way in self.ENDS:
+            for tls in self.plain_and_tls() if way != 'resets' else (None,):
+                with self.subTest(answer=answer, way=way):
+                    task, peer = await self.begin(CHUNK, asyncio.Event().wait, CHUNK, tls=tls)
+                    await peer.expect(CHUNK)
+                    size = answer.index(b'\r\n\r\n') + 4 + (4 if b'chunked' in answer else 1)
+                    await peer.send(answer[:size])
+                    code, _, body = await task
+                    self.assertEqual(self.notes, [])
+                    reading = self.spawn(buffered(body))
+                    await self.turns(5)
+                    await peer.send(answer[size:])
+                    self.end(peer, way)
+                    self.assertEqual((code, await reading), (b'200', b'ok'))
+                    self.assertEqual(self.notes, ['CancelledError', 'closed'])
+                    if not way:
+                        self.assertEqual(await self.closed(peer), b'')
+
+    async def test_byte_or_end_that_comes_later_ends_sending_too(self):
+        for tls in self.plain_and_tls():
+            for way in ('sends', 'closes'):
+                task, peer = await self.begin(CHUNK, asyncio.Event().wait, CHUNK, tls=tls)
+                await peer.send(OK)
+                await peer.expect(CHUNK)
+                await self.turns(5)
+                self.assertFalse(task.done())
+                if way == 'sends':
+                    await peer.send(b'x')
+                self.end(peer, way)
+                self.assertEqual(await self.whole(task), (b'200', b'ok'))
+                self.assertEqual(self.notes, ['CancelledError', 'closed'])
+
+    async def test_all_of_30_megabytes_arrive_after_a_whole_200(self):
+        async def script(peer):
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(OK)
+            size.append(len(peer.unread))
+            while size[-1] < 30000000:
+                peer.received.clear()
+                data = await peer.receive()
+                if not data:
+                    return
+                size.append(size[-1] + len(data))
+            peer.unread = b''
+            await peer.request()
+            await peer.send(OK)
+        for tls in self.plain_and_tls():
+            size = []
+            self.server = self.serve(script=script, tls=tls)
+            task = self.uploading(self.server, *[bytes(30000)] * 1000, headers=length(30000000))
+            self.assertEqual(await self.whole(task), (b'200', b'ok'))
+            self.assertEqual((self.notes, await second_request(self.request, self.server)),
+                             (['closed'], True))
+
+    async def test_close_notify_alone_after_a_response_until_close_ends_sending(self):
+        task, peer = await self.begin(CHUNK, asyncio.Event().wait, CHUNK, tls=True)
+        await peer.expect(CHUNK)
+        await peer.send(HEAD + b'\r\nok')
+        _, _, body = await task
+        self.assertEqual(await body.__anext__(), b'ok')
+        with contextlib.suppress(ssl.SSLError):
+            peer.sock.unwrap()  # And waits for ours, with the connection open
+        self.assertEqual(await buffered(body), b'')
+        self.assertEqual(self.notes, ['CancelledError', 'closed'])
+
+    async def test_response_is_read_while_the_body_yields_without_a_pause(self):
+        async def body():
+            yield CHUNK
+            await event.wait()
+            while not chunks:
+                yield b''
+            yield LAST_CHUNK
+        chunks, event = [], asyncio.Event()
+        task, peer = await self.begin(body=body)
+        await peer.send(HALF)
+        _, _, answer = await task
+        self.assertEqual(await answer.__anext__(), b'abc')
+        event.set()
+        await peer.send(b'de')
+        chunks.append(await answer.__anext__())
+        self.assertEqual((chunks, await buffered(answer)), ([b'de'], b''))
+
+
+def small_buffers():
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    sock.setblocking(False)
+    return sock
+
+
+class DuplexTest(UploadingTest):
+
+    seconds = 20
+    SIZE = 12 * 2**20  # More than the buffers of the kernel hold
+
+    @classmethod
+    def setUpClass(cls):
+        cls.data = os.urandom(cls.SIZE)
+
+    async def pieces(self):
+        for start in range(0, self.SIZE, 65536):
+            yield self.data[start:start + 65536]
+
+    def framings(self):
+        """Query, and how to send the data: both with a length and in chunks."""
+        by_length = {'headers': length(self.SIZE), 'body': self.pieces}
+        in_parts = {'headers': CODING, 'body': lambda: in_chunks(self.pieces())}
+        for query in ('', 'length=%d' % self.SIZE):
+            yield query, by_length
+            yield query, in_parts
+
+    async def echoes(self, request, url, arguments):
+        code, _, body = await request(b'POST', url, **arguments)
+        chunks = [chunk async for chunk in body]
+        self.assertEqual((code, b''.join(chunks) == self.data), (b'200', True))
+
+    async def test_12_megabytes_are_echoed_by_aiohttp_without_a_pause(self):
+        for tls in self.plain_and_tls():
+            server, request = AiohttpServer(self, duplex, tls=tls), self.pool()
+            for query, arguments in self.framings():
+                with self.subTest(query=query, headers=arguments['headers']):
+                    await self.echoes(request, server.url + '/?' + query, arguments)
+            self.assertEqual(len(server.connections), 1)
+
+    async def test_12_megabytes_are_echoed_to_a_client_of_http_1_0(self):
+        server, request = AiohttpServer(self, duplex), self.pool(http_version=b'HTTP/1.0')
+        for query, arguments in self.framings():
+            if arguments['headers'] != CODING:
+                with self.subTest(query=query):
+                    await self.echoes(request, server.url + '/?' + query, arguments)
+
+    async def test_12_megabytes_are_echoed_until_the_server_closes(self):
+        async def script(peer):
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(HEAD + b'\r\n' + peer.unread)
+            size = len(peer.unread)
+            while size < self.SIZE:
+                peer.received.clear()
+                data = await peer.receive()
+                if not data:
+                    break
+                size += len(data)
+                await peer.send(data)
+            peer.close_tls() if isinstance(peer.sock, ssl.SSLSocket) else peer.close()
+        for tls in self.plain_and_tls():
+            await self.echoes(self.pool(), self.serve(script=script, tls=tls).url, {
+                'headers': length(self.SIZE), 'body': self.pieces})
+
+    async def test_several_echoes_at_once_do_not_hinder_each_other(self):
+        server, request = AiohttpServer(self, duplex), self.pool()
+        (_, first), (_, second), *_ = self.framings()
+        await asyncio.gather(*(self.echoes(request, server.url, arguments)
+                               for arguments in (first, second, first)))
+
+    async def test_each_side_may_wait_for_the_last_word_of_the_other(self):
+        async def script(peer):
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(CHUNKED)
+            for _ in range(50):
+                await peer.expect(CHUNK)
+                await peer.send(CHUNK)
+            await peer.expect(LAST_CHUNK)
+            await peer.send(LAST_CHUNK)
+
+        async def body(said):
+            for _ in range(50):
+                yield CHUNK
+                self.notes.append(await said.get())
+            yield LAST_CHUNK
+        for tls in self.plain_and_tls():
+            said, server = asyncio.Queue(), self.serve(script=script, tls=tls)
+            _, _, answer = await self.uploading(server, said, body=body)
+            async for chunk in answer:
+                said.put_nowait(chunk)
+            self.assertEqual(self.notes, [b'a'] * 50)
+
+    async def test_slow_reader_of_the_response_holds_both_sides_back(self):
+        pulled = sent = 0
+
+        async def body():
+            nonlocal pulled
+            for _ in range(1600):
+                pulled += 65536
+                yield bytes(65536)
+
+        async def script(peer):
+            nonlocal sent
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(HEAD + b'content-length: %d\r\n\r\n' % (1600 * 65536) + peer.unread)
+            data = peer.unread
+            while data:
+                sent += len(data)
+                peer.received.clear()
+                data = await peer.receive(65536)
+                await peer.send(data)
+        server = self.serve(script=script)
+        server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        _, _, answer = await self.uploading(
+            server, headers=length(1600 * 65536), body=body, get_sock=small_buffers)
+        received = 0
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+            self.assertLess(sent - received, 2**20)
+            self.assertLess(pulled - received, 2**21)
+            received += len(await answer.__anext__())
+        before = pulled
+        await asyncio.sleep(0.05)
+        self.assertEqual(pulled, before)  # It is run by whoever reads
+        await answer.aclose()
+
+    async def test_pause_of_the_body_is_not_the_networks(self):
+        async def pause():
+            await asyncio.sleep(0.5)
+        for tls in self.plain_and_tls():
+            task, peer = await self.begin(CHUNK, pause, LAST_CHUNK, tls=tls, socket_timeout=0.15)
+            await peer.send(HALF)
+            _, _, body = await task
+            reading = self.spawn(buffered(body))
+            await peer.expect(CHUNK + LAST_CHUNK)
+            await peer.send(b'de')
+            self.assertEqual((await reading, self.notes), (b'abcde', ['closed']))
+
+    async def test_other_tasks_get_their_turn_in_both_directions(self):
+        async def count():
+            while True:
+                await asyncio.sleep(0)
+                self.ticks += 1
+
+        def echo_at_once():
+            with listener.accept()[0] as sock:
+                sock.recv(65536)
+                sock.sendall(HEAD + b'content-length: %d\r\n\r\n' % self.SIZE)
+                size = self.SIZE
+                while size:
+                    data = sock.recv(262144)
+                    sock.sendall(data)
+                    size -= len(data)
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            thread = threading.Thread(target=echo_at_once)
+            thread.start()
+            event, self.ticks = asyncio.Event(), 0
+
+            async def body():
+                yield b''
+                await event.wait()
+                async for piece in self.pieces():
+                    yield piece
+            _, _, answer = await self.pool()(
+                b'POST', 'http://127.0.0.1:%d/' % listener.getsockname()[1],
+                headers=length(self.SIZE), body=body)
+            ticks = self.spawn(count())
+            event.set()
+            self.assertTrue(await buffered(answer) == self.data)
+            ticks.cancel()
+            thread.join()
+        self.assertGreaterEqual(self.ticks, self.SIZE // 2**20)
+
+
+class FailingUploadTest(UploadingTest):
+    """What goes wrong with the rest of a request whose response has begun."""
+
+    def faults(self):
+        """Headers, what is yielded before and after the response has begun, words, cause."""
+        async def fails():
+            raise KeyError('mine')
+
+        async def is_cancelled():
+            raise asyncio.TimeoutError('mine')
+        return (
+            (length(9), (b'a',), (fails, b'b'), 'mine', KeyError),
+            (length(9), (b'a',), (is_cancelled, b'b'), 'mine', asyncio.TimeoutError),
+            (length(2), (b'a',), (b'bc',), 'more bytes than content-length says', ValueError),
+            (length(2), (b'ab',), (b'GET /',), 'more bytes than content-length says', ValueError),
+            (length(5), (b'a',), (), 'ended', ValueError),
+            (CODING, (CHUNK,), (GET,), 'chunked body', ValueError),
+            (CODING, (CHUNK,), (b'1\r\nab',), 'chunked body', ValueError),
+            (CODING, (b'5\r\nabc',), (), 'last chunk', ValueError),
+            (CODING, (CHUNK + LAST_CHUNK,), (GET,), 'last chunk', ValueError),
+            (length(5), (b'a',), ('b',), 'the body of the request', TypeError),
+        )
+
+    async def test_fault_is_raised_by_reading_the_response(self):
+        for tls in self.plain_and_tls():
+            for headers, good, bad, words, cause in self.faults():
+                with self.subTest(words=words, bad=bad):
+                    event = asyncio.Event()
+                    task, peer = await self.begin(
+                        *good, event.wait, *bad, headers=headers, tls=tls)
+                    await peer.expect(b''.join(good))
+                    await peer.send(HALF)
+                    _, _, body = await task
+                    self.assertEqual(await body.__anext__(), b'abc')
+                    event.set()
+                    await self.fails(HttpDataError, buffered(body), words, cause)
+                    await self.fails(HttpDataError, buffered(body), words)
+                    self.assertEqual(self.notes[-1], 'closed')
+                    self.assertEqual(await self.closed(peer), b'')
+                    self.assertFalse(await self.reuses(peer))
+
+    async def test_fault_is_raised_by_request_if_the_whole_response_was_there(self):
+        for tls in self.plain_and_tls():
+            for headers, good, bad, words, cause in self.faults():
+                with self.subTest(words=words, bad=bad):
+                    event = asyncio.Event()
+                    task, peer = await self.begin(
+                        *good, event.wait, *bad, headers=headers, tls=tls)
+                    await peer.expect(b''.join(good))
+                    await peer.send(OK)
+                    await self.turns(10)
+                    event.set()
+                    await self.fails(HttpDataError, task, words, cause)
+                    self.assertEqual(self.notes[-1], 'closed')
+                    self.assertEqual(await self.closed(peer), b'')
+
+    async def test_no_more_of_the_response_is_waited_for_after_a_fault(self):
+        event = asyncio.Event()
+        task, peer = await self.begin(b'a', event.wait, headers=length(5), socket_timeout=60)
+        await peer.send(HALF)
+        _, _, body = await task
+        reading = self.spawn(buffered(body))
+        await self.turns(5)
+        event.set()
+        await self.fails(HttpDataError, reading, 'ended', ValueError)
+
+    async def test_other_exceptions_of_the_body_pass_through_the_reading(self):
+        class Stop(BaseException):
+            pass
+
+        async def stops():
+            await event.wait()
+            raise Stop
+        event = asyncio.Event()
+        task, peer = await self.begin(CHUNK, stops, LAST_CHUNK)
+        await peer.send(HALF)
+        _, _, body = await task
+        event.set()
+        with self.assertRaises(Stop):
+            await buffered(body)
+        self.assertEqual((await self.closed(peer), self.notes), (CHUNK, ['Stop', 'closed']))
+
+    async def test_server_that_takes_no_more_is_given_up_by_the_reading(self):
+        for tls in self.plain_and_tls():
+            task, peer = await self.begin(
+                bytes(10**8), headers=length(10**8), tls=tls, socket_timeout=0.3)
+            await peer.send(HALF)
+            _, _, body = await task
+            start = time.monotonic()
+            await self.fails(HttpDataError, buffered(body), 'socket_timeout', asyncio.TimeoutError)
+            self.assertTrue(0.2 < time.monotonic() - start < 2)
+            self.assertEqual(self.notes, ['GeneratorExit', 'closed'])
+
+    async def test_server_that_takes_no_more_after_a_whole_response_is_given_up_by_request(self):
+        for tls in self.plain_and_tls():
+            task, peer = await self.begin(
+                bytes(10**8), headers=length(10**8), tls=tls, socket_timeout=0.3)
+            await peer.send(OK)
+            await self.fails(HttpDataError, task, 'socket_timeout', asyncio.TimeoutError)
+            self.assertEqual(self.notes, ['GeneratorExit', 'closed'])
+
+    async def test_reset_while_both_are_under_way_is_a_closed_error(self):
+        for steps in ((CHUNK, asyncio.Event().wait), (b'%x\r\n' % 10**8, bytes(10**8))):
+            for tls in self.plain_and_tls():
+                for end in (Peer.reset, Peer.close):
+                    task, peer = await self.begin(*steps, tls=tls)
+                    await peer.send(HALF)
+                    _, _, body = await task
+                    reading = self.spawn(buffered(body))
+                    await self.turns(5)
+                    end(peer)
+                    await self.fails(HttpConnectionClosedError, reading)
+                    self.assertEqual(self.notes[-1], 'closed')
+
+    async def test_whole_response_before_a_reset_is_returned(self):
+        for steps in ((CHUNK, asyncio.Event().wait), (b'%x\r\n' % 10**8, bytes(10**8))):
+            task, peer = await self.begin(*steps)
+            await peer.send(OK)
+            await self.turns(5)
+            peer.reset()
+            self.assertEqual(await self.whole(task), (b'200', b'ok'))
+            self.assertEqual(self.notes[-1], 'closed')
+
+    async def test_response_that_is_bad_from_its_start_closes_the_callers_generator(self):
+        task, peer = await self.begin(CHUNK, asyncio.Event().wait, LAST_CHUNK)
+        await peer.send(CHUNKED + b'x')
+        await self.fails(HttpInvalidResponse, self.whole(task))
+        self.assertEqual(self.notes, ['CancelledError', 'closed'])
+
+
+class AbandonedUploadTest(UploadingTest):
+    """Responses that are closed, dropped or cancelled while their requests are being sent."""
+
+    async def begun(self, *steps, **kwargs):
+        task, peer = await self.begin(*steps, **kwargs)
+        await peer.send(HALF)
+        _, _, body = await task
+        self._tasks.remove(task)  # It holds the body,
+        del task
+        await self.turns(1)  # as does the callback that goes on here
+        return peer, body
+
+    async def test_aclose_ends_sending_and_closes_the_callers_generator(self):
+        for tls in self.plain_and_tls():
+            for step, note in ((asyncio.Event().wait, 'CancelledError'),
+                               (bytes(10**8), 'GeneratorExit')):
+                for reads in (False, True):
+                    with self.subTest(note=note, reads=reads):
+                        peer, body = await self.begun(
+                            b'a', step, headers=length(10**8 + 1), tls=tls)
+                        if reads:
+                            await body.__anext__()
+                        await body.aclose()
+                        self.assertEqual(self.notes, [note, 'closed'])
+                        await self.closed(peer)
+                        self.assertLess(len(peer.received), 10**8)
+                        await body.aclose()
+
+    async def test_dropped_response_closes_the_socket(self):
+        async def body(step):
+            try:
+                yield b'a'
+                if callable(step):
+                    await step()
+                yield step
+            finally:
+                self.notes.append('closed')
+        for tls in self.plain_and_tls():
+            for step in (asyncio.Event().wait, lambda: asyncio.sleep(60), bytes(10**8)):
+                for reads in (False, True):
+                    with self.subTest(step=step, reads=reads):
+                        peer, answer = await self.begun(
+                            step, headers=length(10**8 + 1), tls=tls, body=body)
+                        if reads:
+                            await answer.__anext__()
+                        del answer
+                        gc.collect()
+                        await self.closed(peer)
+                        gc.collect()
+                        self.assertLess(len(peer.received), 10**8)
+                        self.assertEqual(self.notes, ['closed'])
+
+    async def test_response_is_read_in_another_task_than_the_one_that_asked(self):
+        async def note():
+            await event.wait()
+            await asyncio.sleep(0)
+            self.notes.append(asyncio.current_task())
+        for tls in self.plain_and_tls():
+            event = asyncio.Event()
+            peer, body = await self.begun(CHUNK, note, LAST_CHUNK, tls=tls)
+            reading = self.spawn(buffered(body))
+            await self.turns(3)
+            event.set()
+            await peer.expect(CHUNK + LAST_CHUNK)
+            await peer.send(b'de')
+            self.assertEqual(await reading, b'abcde')
+            self.assertEqual(self.notes, [reading, 'closed'])
+
+    async def test_cancellation_of_the_reading_reaches_what_the_body_waits_for(self):
+        for tls in self.plain_and_tls():
+            future = self.loop.create_future()
+            peer, body = await self.begun(CHUNK, lambda f=future: f, LAST_CHUNK, tls=tls)
+            reading = self.spawn(buffered(body))
+            await self.turns(5)
+            reading.cancel()
+            with self.assertRaises(asyncio.CancelledError):
+                await reading
+            self.assertTrue(future.cancelled())
+            self.assertEqual(self.notes, ['CancelledError', 'closed'])
+            self.assertEqual(await self.closed(peer), CHUNK)
+            await self.fails(HttpDataError, buffered(body))
+
+    async def test_cancellation_of_the_request_reaches_what_the_body_waits_for(self):
+        for tls in self.plain_and_tls():
+            future = self.loop.create_future()
+            task, peer = await self.begin(CHUNK, lambda f=future: f, LAST_CHUNK, tls=tls)
+            await peer.expect(CHUNK)
+            task.cancel()
+            with self.assertRaises(asyncio.CancelledError):
+                await task
+            self.assertTrue(future.cancelled())
+            self.assertEqual(self.notes, ['CancelledError', 'closed'])
+
+    async def turns_late(self):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.turns(4)
+
+    @since_python_3_11
+    async def test_cancellation_is_not_lost_in_more_of_a_response(self):
+        """That comes while what the body awaits cleans up: its reader may never come back."""
+        for early, later in ((b'', HALF), (HALF, b'd')):
+            with self.subTest(early=early):
+                cleaned_up = asyncio.Event()
+
+                async def inner(cleaned_up=cleaned_up):
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        await cleaned_up.wait()
+                inner_task = self.spawn(inner())
+                task, peer = await self.begin(CHUNK, lambda inner_task=inner_task: inner_task)
+                if early:
+                    await peer.send(early)
+                    _, _, body = await task
+                    self.assertEqual(await body.__anext__(), b'abc')
+                    task = self.spawn(body.__anext__())
+                await peer.expect(CHUNK)
+                await self.turns()
+                task.cancel()
+                await self.turns()
+                await peer.send(later)
+                await self.turns(10)
+                self.assertFalse(task.done())
+                cleaned_up.set()
+                with self.assertRaises(asyncio.CancelledError):
+                    await task
+                self.assertEqual(self.notes, ['CancelledError', 'closed'])
+
+    async def test_cancellation_is_not_lost_in_a_response(self):
+        """Whichever comes first, and however many turns there are between them."""
+        outcomes = set()
+        for step, turns, cancels_first, early in itertools.product(
+                (asyncio.Event().wait, self.turns_late), range(9), (False, True), (False, True)):
+            with self.subTest(turns=turns, cancels_first=cancels_first, early=early):
+                if early:
+                    peer, body = await self.begun(CHUNK, step, LAST_CHUNK)
+                    task, answer = self.spawn(buffered(body)), b'de'
+                    await self.turns(5)
+                    answer += b'x'  # Whole, and sending is over
+                else:
+                    task, peer = await self.begin(CHUNK, step, LAST_CHUNK)
+                    answer = RefusalTest.BIG
+                await peer.expect(CHUNK)
+                if cancels_first:
+                    is_cancelled = task.cancel()
+                    await self.turns(turns)
+                    with contextlib.suppress(ConnectionError):
+                        await peer.send(answer)
+                else:
+                    await peer.send(answer)
+                    await self.turns(turns)
+                    is_cancelled = task.cancel()
+                await asyncio.wait({task})
+                self.assertEqual((task.cancelled(), self.notes[0]),
+                                 (is_cancelled, 'CancelledError'))
+                outcomes.add(is_cancelled)
+        self.assertEqual(outcomes, {False, True})
+
+
+class CallersBodyTest(UploadingTest):
+    """What the body of the caller does inside works as it does in a task."""
+
+    VARIABLE = contextvars.ContextVar('VARIABLE')
+
+    def snippets(self):
+        """What is awaited, and what comes of it."""
+        async def answer(seconds=0):
+            await asyncio.sleep(seconds)
+            return 42
+
+        async def timeout_that_expires():
+            try:
+                async with asyncio.timeout(0.01):
+                    await asyncio.Event().wait()
+            except asyncio.TimeoutError:
+                return asyncio.current_task().cancelling()
+
+        async def timeout_of_lowhaio_that_expires():
+            try:
+                with timeout(self.loop, 0.01):
+                    await asyncio.Event().wait()
+            except asyncio.TimeoutError:
+                return 'expired'
+
+        async def wait_for_that_expires():
+            try:
+                await asyncio.wait_for(answer(60), 0.01)
+            except asyncio.TimeoutError:
+                return 'expired'
+
+        async def group():
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(answer()) for _ in range(3)]
+            return [task.result() for task in tasks]
+
+        async def group_that_fails():
+            async def fail():
+                raise KeyError
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(answer(60))
+                    group.create_task(fail())
+            except BaseExceptionGroup as exception:  # noqa: F821
+                if sys.version_info < (3, 13):
+                    asyncio.current_task().uncancel()  # It doesn't
+                return len(exception.exceptions), asyncio.current_task().cancelling()
+
+        async def queue():
+            queue = asyncio.Queue()
+            self.loop.call_later(0.01, queue.put_nowait, 'put')
+            return await queue.get()
+
+        async def bare_yields():
+            for _ in range(30):
+                await asyncio.sleep(0)
+            return 'yielded'
+
+        async def cancelled_task():
+            task = self.loop.create_task(answer(60))
+            self.loop.call_soon(task.cancel)
+            try:
+                await task
+            except asyncio.CancelledError:
+                return task.cancelled()
+
+        async def failed_future():
+            future = self.loop.create_future()
+            self.loop.call_soon(future.set_exception, KeyError('set'))
+            try:
+                await future
+            except KeyError as exception:
+                return exception.args
+
+        async def done_future():
+            future = self.loop.create_future()
+            future.set_result('done')
+            return await future
+
+        async def current_task():
+            await asyncio.sleep(0)
+            return asyncio.current_task() is self.driver
+
+        async def variable():
+            await asyncio.sleep(0)
+            return self.VARIABLE.get()
+
+        async def of_another_loop():
+            other = asyncio.new_event_loop()
+            try:
+                await other.create_future()
+            except RuntimeError as exception:
+                return 'loop' in str(exception)
+            finally:
+                other.close()
+
+        @types.coroutine
+        def odd():
+            yield 'odd'
+
+        async def no_future():
+            try:
+                await odd()
+            except RuntimeError as exception:
+                return 'odd' in str(exception)
+
+        async def current_task_itself():
+            try:
+                await asyncio.current_task()
+            except RuntimeError:
+                return True
+        return (
+            (answer, 42), (lambda: asyncio.wait_for(answer(), 60), 42),
+            (timeout_of_lowhaio_that_expires, 'expired'), (wait_for_that_expires, 'expired'),
+            (lambda: asyncio.gather(answer(), answer()), [42, 42]), (queue, 'put'),
+            (lambda: asyncio.shield(answer()), 42), (bare_yields, 'yielded'),
+            (cancelled_task, True), (failed_future, ('set',)), (done_future, 'done'),
+            (current_task, True), (variable, 'mine'), (of_another_loop, True), (no_future, True),
+            (current_task_itself, True),
+            *(((timeout_that_expires, 0), (group, [42] * 3), (group_that_fails, (1, 0)))
+              if sys.version_info >= (3, 11) else ()))
+
+    async def each(self, answer, rest, tls):
+        async def fetched(server, event, body):
+            self.VARIABLE.set('mine')
+            self.driver = asyncio.current_task()
+            _, _, answer = await self.pool()(b'POST', server.url, headers=length(2), body=body)
+            event.set()
+            return await buffered(answer)
+        for snippet, expected in self.snippets():
+            with self.subTest(snippet=snippet):
+                event, server = asyncio.Event(), self.serve(tls=tls)
+
+                async def body_of_the_caller(snippet=snippet, event=event):
+                    yield b'a'
+                    await (self.turns() if rest is OK else event.wait())
+                    self.notes.append(await snippet())
+                    yield b'b'
+                self.notes.clear()
+                task = self.spawn(fetched(server, event, body_of_the_caller))
+                peer = await server.accept()
+                await peer.read_until(b'\r\n\r\n')
+                await peer.send(answer)
+                await peer.expect(b'ab')
+                await peer.send(rest)
+                await asyncio.wait({task})  # One that awaited itself can't be awaited
+                task.result()
+                self.assertEqual(self.notes, [expected])
+
+    async def test_while_the_request_is_sent(self):
+        for tls in self.plain_and_tls():
+            await self.each(CONTINUE, OK, tls)
+
+    async def test_while_the_response_is_read(self):
+        for tls in self.plain_and_tls():
+            await self.each(HALF, b'de', tls)
+
+    async def ends_in_time(self, get_limit):
+        for early in (False, True):
+            task, peer = await self.begin(CHUNK, asyncio.Event().wait, LAST_CHUNK)
+            if early:
+                await peer.send(HALF)
+                awaited = buffered((await task)[2])
+            else:
+                awaited = task
+            with self.assertRaises(asyncio.TimeoutError):
+                await get_limit(awaited)
+            self.assertEqual(self.notes, ['CancelledError', 'closed'])
+            self.assertEqual(await self.closed(peer), CHUNK)
+
+    async def test_timeout_around_a_body_that_waits_ends_it(self):
+        async def limited(awaited):
+            with timeout(self.loop, 0.05):
+                await awaited
+        await self.ends_in_time(limited)
+        await self.ends_in_time(lambda awaited: asyncio.wait_for(awaited, 0.05))
+
+    @since_python_3_11
+    async def test_asyncio_timeout_around_a_body_that_waits_ends_it(self):
+        async def limited(awaited):
+            async with asyncio.timeout(0.05):
+                await awaited
+        await self.ends_in_time(limited)
+
+    async def test_head_leaves_while_the_body_yields_nothing_without_a_pause(self):
+        async def body():
+            while not begun:
+                yield b''
+            yield LAST_CHUNK
+        begun = []
+        task, peer = await self.begin(body=body)
+        begun.append(True)
+        await peer.expect(LAST_CHUNK)
+        await peer.send(OK)
+        self.assertEqual(await self.whole(task), (b'200', b'ok'))
+
+    async def test_iterator_may_end_and_fail_without_a_coroutine(self):
+        class Body:
+            def __init__(self, futures, end):
+                self.futures, self.end = [*futures], end
+
+            def __aiter__(self):
+                return self
+
+            def __anext__(self):
+                if not self.futures:
+                    raise self.end
+                return self.futures.pop(0)
+
+        def done(data):
+            future = self.loop.create_future()
+            future.set_result(data)
+            return future
+
+        async def sent(data, size, end):
+            server = self.serve(OK)
+            return await fetch(self.pool(), b'PUT', server.url, headers=length(size),
+                               body=lambda: Body(map(done, data), end))
+        for data in ((), (b'a',), (b'a', b'b')):
+            with self.subTest(data=data):
+                self.assertEqual((await sent(data, len(data), StopAsyncIteration))[2], b'ok')
+                await self.fails(HttpConnectionError, sent(data, 9, KeyError('mine')),
+                                 'mine', KeyError)
+
+    async def test_body_may_resize_what_it_has_yielded(self):
+        async def body(size):
+            data = bytearray(b'a' * size)
+            yield data
+            data.clear()
+            data.extend(b'b' * size)
+            yield memoryview(data)
+            data.clear()
+        for size in (1, 65535, 65536, 10**7):
+            server = self.serve(OK)
+            await fetch(self.pool(), b'PUT', server.url, headers=length(2 * size),
+                        body=body, body_args=(size,))
+            self.assertTrue(server.requests[0].endswith(b'a' * size + b'b' * size))
+
+    @since_python_3_11
+    async def test_refusal_reaches_a_body_that_has_caught_a_timeout_of_its_own(self):
+        """Before, a cancellation isn't counted: it looks as if the body still cleaned up."""
+        async def polls():
+            for _ in range(3):
+                with contextlib.suppress(asyncio.TimeoutError), timeout(self.loop, 0.01):
+                    await asyncio.Event().wait()
+            await asyncio.Event().wait()
+        task, peer = await self.begin(CHUNK, polls, LAST_CHUNK)
+        await peer.expect(CHUNK)
+        await asyncio.sleep(0.1)
+        await peer.send(RefusalTest.BIG)
+        self.assertEqual(await self.whole(task), (b'413', b'big'))
+        self.assertEqual(self.notes, ['CancelledError', 'closed'])
+
+
+class SlowLineTest(UploadingTest):
+    """What the kernel holds for a server gets less, or doesn't: that decides.
+
+    Lines are as slow, and timeouts as long, as those of users; only the data is less.
+    """
+
+    seconds = 30
+    RATE = 65536
+
+    async def takes(self, peer, size, rate):
+        """Read so many bytes, steadily; return when the last one came."""
+        step = max(rate // 20, 1)
+        due = time.monotonic()
+        while size > 0:
+            data = await peer.receive(min(step, size))
+            peer.received.clear()
+            if not data:
+                break
+            size -= len(data)
+            due += len(data) / rate
+            await asyncio.sleep(max(due - time.monotonic(), 0))
+        return time.monotonic()
+
+    def slow_server(self, tls=None, send_buffer=None):
+        """A server and a pool between which little is under way."""
+        server = self.serve(tls=tls)
+        server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+
+        def get_sock():
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            if send_buffer is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+            sock.setblocking(False)
+            return sock
+        return server, self.pool(get_sock=get_sock, socket_timeout=1)
+
+    async def uploads(self, rate, tls, send_buffer):
+        size = 5 * rate
+        server, request = self.slow_server(tls, send_buffer)
+        start = time.monotonic()
+        task = self.spawn(fetch(request, b'PUT', server.url, headers=length(size),
+                                body=streamed(bytes(size))))
+        peer = await server.accept()
+        head = await peer.read_until(b'\r\n\r\n')
+        taking = self.spawn(self.takes(peer, size - len(peer.unread), rate))
+        await asyncio.wait({task, taking}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            await peer.send(OK)
+        self.assertEqual(((await task)[2], head[:3]), (b'ok', b'PUT'))
+        self.assertGreater(time.monotonic() - start, 4)
+
+    async def test_steady_server_is_waited_for_however_slow(self):
+        """Whether all is in the kernel at once, or the kernel takes no more for long."""
+        context = server_context()
+        await asyncio.gather(*(
+            self.uploads(rate, tls, send_buffer)
+            for rate in (64000, 100000) for tls in (None, context)
+            for send_buffer in (None, 2 * rate)))
+
+    async def stalls(self, tls, send_buffer, size):
+        """How long after the last byte was taken a server is given up that stalls for good."""
+        server, request = self.slow_server(tls, send_buffer)
+        task = self.spawn(fetch(request, b'PUT', server.url, headers=length(size),
+                                body=streamed(bytes(size))))
+        peer = await server.accept()
+        await peer.read_until(b'\r\n\r\n')
+        taking = self.spawn(self.takes(peer, 130000, self.RATE))
+        await asyncio.wait({task, taking}, return_when=asyncio.FIRST_COMPLETED)
+        self.assertTrue(taking.done(), 'given up while the server takes bytes')
+        last = await taking
+        await self.fails(HttpDataError, task, 'socket_timeout', asyncio.TimeoutError)
+        return time.monotonic() - last
+
+    async def test_server_that_stalls_for_good_is_given_up_in_time(self):
+        context = server_context()
+        waited = await asyncio.gather(*(
+            self.stalls(tls, send_buffer, size) for tls in (None, context)
+            for send_buffer, size in ((None, 400000), (65536, 10**7))))
+        for seconds in waited:
+            self.assertTrue(0.5 < seconds < 1.7, waited)  # And some time is the machine's
+
+    async def test_server_that_has_taken_all_and_says_nothing_is_given_up_in_time(self):
+        server, request = self.slow_server()
+        task = self.spawn(request(b'PUT', server.url, headers=length(100000),
+                                  body=streamed(bytes(100000))))
+        peer = await server.accept()
+        await peer.read_until(b'\r\n\r\n')
+        last = await self.takes(peer, 100000 - len(peer.unread), 100000)
+        await self.fails(HttpDataError, task, 'socket_timeout', asyncio.TimeoutError)
+        self.assertTrue(0.5 < time.monotonic() - last < 1.7)
+
+    async def test_slow_server_is_waited_for_while_its_response_is_read(self):
+        for tls in self.plain_and_tls():
+            server, request = self.slow_server(tls, 65536)
+            task = self.spawn(request(b'PUT', server.url, headers=length(200000),
+                                      body=streamed(bytes(200000))))
+            peer = await server.accept()
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(HALF)
+            _, _, body = await task
+            reading = self.spawn(buffered(body))
+            await self.takes(peer, 200000 - len(peer.unread), self.RATE)
+            await peer.send(b'de')
+            self.assertEqual(await reading, b'abcde')
+
+
+class LastWordTest(UploadingTest):
+    """What the server said last is what counts, whatever sending says."""
+
+    def certificates(self):
+        context = server_context(version=ssl.TLSVersion.TLSv1_3)
+        authority().configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    async def test_alert_that_a_certificate_is_required_is_named_each_time(self):
+        server = self.serve(OK, tls=self.certificates())
+        for kwargs in ({}, {'headers': length(3), 'body': streamed(b'abc')},
+                       {'headers': length(10**7), 'body': streamed(bytes(10**7))}):
+            with self.subTest(**kwargs):
+                for _ in range(20):
+                    with self.assertRaisesRegex(HttpError, '(?i)certificate.required'):
+                        await fetch(self.pool(), b'POST', server.url, **kwargs)
+
+    async def test_alert_is_named_while_the_body_waits(self):
+        server = self.serve(tls=self.certificates())
+        task = self.uploading(server, CHUNK, asyncio.Event().wait)
+        with self.assertRaisesRegex(HttpError, '(?i)certificate.required'):
+            await task
+        self.assertEqual(self.notes, ['CancelledError', 'closed'])
+
+    async def test_alert_is_named_though_it_came_before_anything_was_sent(self):
+        """The body waits until the server has closed, and then there is a reset."""
+        async def is_closed():
+            while not server.peers or server.peers[0].is_open():
+                await asyncio.sleep(0)
+
+        async def body():
+            await is_closed()
+            yield b'abc'
+        for _ in range(20):
+            server = self.serve(tls=self.certificates())
+            with self.assertRaisesRegex(HttpError, '(?i)certificate.required'):
+                await fetch(self.pool(), b'POST', server.url, headers=length(3), body=body)
+
+    async def test_response_before_a_reset_counts_though_nothing_was_sent_yet(self):
+        """The server has answered and reset the connection when the first byte is sent."""
+        class TooLate(socket.socket):
+            def send(self, data):
+                if not answered:
+                    answered.append(True)
+                    sock = listener.accept()[0]
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+                    sock.sendall(response(b'later', status=b'503 A'))
+                    sock.close()
+                return super().send(data)
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            url = 'http://127.0.0.1:%d/' % listener.getsockname()[1]
+            request = self.pool(get_sock=lambda: TooLate(socket.AF_INET, socket.SOCK_STREAM))
+            for kwargs in ({}, {'headers': length(3), 'body': streamed(b'abc')},
+                           {'headers': length(10**7), 'body': streamed(bytes(10**7))}):
+                answered = []
+                result = await fetch(request, b'POST', url, **kwargs)
+                self.assertEqual((result[0], result[2]), (b'503', b'later'))
+
+    async def test_response_at_accept_before_a_reset_counts(self):
+        """The caller's body has it come before anything is sent."""
+        async def body():
+            await self.turns()
+            peer = await server.accept()
+            await peer.send(response(b'later', status=b'503 A'))
+            peer.reset()
+            await self.turns()
+            yield b'abc'
+        for waits in (False, True):
+            server = self.serve()
+            result = await fetch(self.pool(), b'POST', server.url, headers=length(3), body=body)
+            self.assertEqual((result[0], result[2]), (b'503', b'later'), waits)
+
+
+# A parent that reads on after its child has dropped, collected or finalised all of it
+FORK_SCRIPT = """
+import asyncio, atexit, gc, os, ssl, sys, warnings
+from lowhaio import Pool, buffered
+warnings.simplefilter('ignore', DeprecationWarning)
+if os.environ.get('LOWHAIO_TEST_LOOP') == 'uvloop':
+    from uvloop import new_event_loop
+else:
+    from asyncio import SelectorEventLoop as new_event_loop
+
+case, url = sys.argv[1:]
+
+def get_ssl_context():
+    return ssl.create_default_context(cadata=os.environ['AUTHORITY'])
+
+async def upload():
+    yield b'a'
+    await uploading.wait()
+    yield b'b'
+
+async def main():
+    global uploading
+    uploading = asyncio.Event()
+    pool = [*Pool(get_ssl_context=get_ssl_context)]
+    arguments = {'headers': ((b'content-length', b'2'),), 'body': upload}
+    held = [await pool[0](b'POST', url, **(arguments if case == 'duplex' else {}))]
+    if case == 'idle':
+        await buffered(held.pop()[2])
+    if case == 'read':
+        await held[0][2].__anext__()
+
+    child = os.fork()
+    if child == 0:
+        if case == 'exit':
+            atexit._run_exitfuncs()
+        elif case == 'cycle':
+            held.append(held)
+        elif case != 'read':
+            pool.clear()
+        held = None
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+    print('forked', flush=True)
+    uploading.set()
+    if case == 'idle':
+        held = [await pool[0](b'GET', url)]
+    print(len(await buffered(held[0][2])), flush=True)
+    await pool[1]()
+
+loop = new_event_loop()
+try:
+    loop.run_until_complete(main())
+finally:
+    loop.close()
+"""
+
+
+class NothingIsKeptTest(UploadingTest):
+
+    async def kept(self, keeps, **kwargs):
+        """Set a context variable in a task, and return what is left of its value."""
+        class Value:
+            pass
+        variable = contextvars.ContextVar('variable')
+
+        async def run():
+            value = Value()
+            variable.set(value)
+            keeps.append(await self.request(b'POST', self.server.url, **kwargs))
+            keeps.append(await buffered(keeps.pop()[2]))
+            return weakref.ref(value)
+        reference = await self.loop.create_task(run())
+        await self.turns()  # The loop has let go of the task
+        gc.collect()
+        return reference()
+
+    async def test_idle_connection_keeps_no_context_of_the_task_that_used_it(self):
+        small = {'headers': length(3), 'body': streamed(b'abc')}
+        large = {'headers': length(10**7), 'body': streamed(bytes(10**7))}
+        expects = {'headers': (*length(3), EXPECT), 'body': streamed(b'abc')}
+        for tls in self.plain_and_tls():
+            for kwargs in ({}, small, large, expects):
+                with self.subTest(kwargs=kwargs['headers'] if kwargs else ()):
+                    self.server = self.serve(response(bytes(10**6)), OK, tls=tls)
+                    self.request = self.pool()
+                    self.assertIsNone(await self.kept([], **kwargs))
+                    self.assertTrue(await second_request(self.request, self.server))
+                    self.assertIsNone(await self.kept([], **kwargs))
+
+    @contextlib.contextmanager
+    def half_server(self, tls, forked, idle):
+        """The URL of a server that sends the rest after a fork, if it was disturbed by nothing."""
+        def serve():
+            sock = listener.accept()[0]
+            sock.settimeout(TEST_SECONDS)
+            with context.wrap_socket(sock, server_side=True) if tls else sock as sock:
+                data.append(sock.recv(10000))
+                sock.sendall(OK if idle else HALF)
+                forked.wait(TEST_SECONDS)
+                sock.settimeout(0.2)
+                with contextlib.suppress(socket.timeout):
+                    data.append(sock.recv(10000))  # b'' if the child has closed
+                sock.settimeout(TEST_SECONDS)
+                with contextlib.suppress(OSError):
+                    sock.sendall(OK if idle else b'de')
+                    sock.recv(10000)
+        data, context = [], server_context()
+        thread = threading.Thread(target=serve)
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            listener.settimeout(TEST_SECONDS)
+            thread.start()
+            yield 'http%s://127.0.0.1:%d/' % ('s' if tls else '', listener.getsockname()[1])
+            thread.join()
+        self.assertNotIn(b'', data)
+
+    def test_what_a_forked_child_drops_disturbs_nothing_of_its_parent(self):
+        for case, tls in itertools.product(
+                ('drop', 'read', 'cycle', 'exit', 'idle', 'duplex'), (False, True)):
+            forked = threading.Event()
+            with self.subTest(case=case, tls=tls), self.half_server(
+                    tls, forked, case == 'idle') as url:
+                process = subprocess.Popen(
+                    [sys.executable, '-c', FORK_SCRIPT, case, url],
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                    cwd=os.path.dirname(os.path.abspath(__file__)),
+                    env={**os.environ, 'AUTHORITY': authority().cert_pem.bytes().decode()})
+                timer = threading.Timer(5, process.kill)
+                timer.start()
+                first = process.stdout.readline()
+                forked.set()
+                said = process.communicate()
+                timer.cancel()
+                size = {'idle': 2, 'read': 2}.get(case, 5)
+                self.assertEqual((first, said), (b'forked\n', (b'%d\n' % size, b'')))
 
 
 class ExpectContinueTest(TestCase):
@@ -5291,6 +6860,42 @@ class ExpectContinueTest(TestCase):
         for tls in (None, True):
             self.assertEqual(await self.expecting(OK, tls=tls), (b'200', b''))
 
+    async def test_body_is_not_sent_after_any_other_final_status(self):
+        for tls, code in itertools.product((None, True), (b'202', b'206', b'303', b'101')):
+            answer = b'HTTP/1.1 %b A\r\ncontent-length: 0\r\n\r\n' % code
+            self.assertEqual(await self.expecting(answer, tls=tls), (code, b''))
+
+    async def begun(self, *answers):
+        """The peer, the task, and an event that ends the body, which has begun."""
+        async def body():
+            yield b'a'
+            await event.wait()
+            yield b'bc'
+        event, server = asyncio.Event(), self.serve()
+        task = self.spawn(fetch(self.pool(), b'PUT', server.url, headers=self.HEADERS, body=body))
+        peer = await server.accept()
+        await peer.read_until(b'\r\n\r\n')
+        for answer in answers:
+            await peer.send(answer)
+        await peer.expect(b'a')
+        return task, peer, event
+
+    async def test_body_that_was_let_go_is_sent_to_its_end_after_a_200(self):
+        for first, rest in ((OK[:-1], b'k'), (OK, b'')):
+            task, peer, event = await self.begun(self.CONTINUE)
+            await peer.send(first)
+            await asyncio.sleep(0.01)
+            event.set()
+            await peer.expect(b'bc')
+            await peer.send(rest)
+            self.assertEqual((await task)[2], b'ok')
+
+    async def test_body_that_was_let_go_is_stopped_by_a_417(self):
+        task, peer, _ = await self.begun(self.CONTINUE)
+        await peer.send(b'HTTP/1.1 417 No\r\ncontent-length: 0\r\n\r\n')
+        self.assertEqual((await task)[0], b'417')
+        self.assertEqual(await peer.ended(), b'')
+
     async def test_body_is_sent_after_a_second_of_silence(self):
         start = time.monotonic()
         self.assertEqual((await self.expecting(b'', self.CONTINUE + OK))[0], b'200')
@@ -5325,6 +6930,23 @@ class ExpectContinueTest(TestCase):
         await peer.read_until(b'\r\n\r\n')
         peer.close()
         await self.fails(HttpConnectionClosedError, task)
+
+    async def test_body_is_sent_after_a_100_that_comes_together_with_a_200(self):
+        for tls in (None, True):
+            for rest in (b'', b'ok'):
+                server = self.serve(tls=tls)
+                task = self.spawn(fetch(self.pool(), b'PUT', server.url, headers=self.HEADERS,
+                                        body=streamed(b'abc')))
+                peer = await server.accept()
+                await peer.read_until(b'\r\n\r\n')
+                await peer.send(self.CONTINUE + OK[:-2] + rest)
+                await peer.expect(b'abc')
+                await peer.send(b'ok'[len(rest):])
+                self.assertEqual((await task)[2], b'ok')
+
+    async def test_body_is_not_sent_after_a_100_that_comes_together_with_a_417(self):
+        answer = b'HTTP/1.1 417 No\r\ncontent-length: 0\r\n\r\n'
+        self.assertEqual(await self.expecting(self.CONTINUE + answer), (b'417', b''))
 
 
 class CancellationTest(TestCase):
@@ -5505,7 +7127,7 @@ class CancellationTest(TestCase):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
             return sock
         await self.plain_and_tls(
-            6, OK, 'body is sent', 'body waits', pool={'get_sock': get_sock}, method=b'PUT',
+            5, OK, 'body is sent', 'body waits', pool={'get_sock': get_sock}, method=b'PUT',
             headers=length(600000), body=self.body, body_args=(bytes(300000),) * 2)
 
     async def test_early_response_is_interrupted_cleanly_at_every_await(self):
@@ -5516,9 +7138,81 @@ class CancellationTest(TestCase):
             2, answer, 'body waits', 'body ends', method=b'PUT', headers=CODING, body=self.body,
             body_args=(b'0\r\n\r\n', *[b''] * 9))
 
+    async def converse(self, peer):
+        """Begin a response in the middle of its request, but for a GET."""
+        with contextlib.suppress(EOFError):
+            while True:
+                if (await peer.read_until(b'\r\n\r\n')).startswith(b'GET'):
+                    await peer.send(OK)
+                else:
+                    await peer.send(CHUNKED + CHUNK)
+                    await peer.expect(b'abc')
+                    await peer.send(b'1\r\nb\r\n')
+                    await peer.expect(b'd')
+                    await peer.send(chunked(b'ok'))
+
+    async def both_directions(self):
+        self.finals.append('begun')
+        try:
+            for chunk in (b'a', b'b', b'c', b'd'):
+                self.phase = 'body waits in the ' + self.part
+                await self.turns(2)
+                self.phase = 'body is sent'
+                yield chunk
+        finally:
+            self.finals.append('ended')
+            self.phase = 'body ends in the ' + self.part
+            await asyncio.sleep(0)
+            self.phase = 'response body'
+
+    async def both(self, coroutine):
+        self.part = 'request'
+        _, _, body = await coroutine
+        self.part = 'response'
+        return await buffered(body)
+
+    async def test_both_directions_at_once_are_interrupted_cleanly_at_every_await(self):
+        server_tls, client_tls = server_context(), trusting()
+        with mock.patch.object(self, 'whole', self.both):
+            for tls, warm in itertools.product((None, server_tls), (False, True)):
+                await self.at_every_await(
+                    5, functools.partial(self.serve, script=self.converse, tls=tls),
+                    'body waits in the response', 'body ends in the response',
+                    *(() if LOOP == 'uvloop' else ('response body',)),  # Which has come by then
+                    method=b'POST', headers=length(4), body=self.both_directions, warm=warm,
+                    pool={'get_ssl_context': lambda: client_tls})
+
+    async def hang_up(self, peer):
+        """Refuse what waits, but for a GET."""
+        with contextlib.suppress(EOFError):
+            if (await peer.read_until(b'\r\n\r\n')).startswith(b'GET'):
+                await peer.send(OK)
+            else:
+                await peer.send(EarlyResponseTest.RESPONSE)
+            await peer.ended()
+
+    async def refused_body(self):
+        self.finals.append('begun')
+        try:
+            yield b'a'
+            self.phase = 'body waits'
+            await asyncio.Event().wait()
+        finally:
+            self.finals.append('ended')
+            self.phase = 'body ends'
+            await self.turns(2)
+
+    async def test_refusal_of_a_body_that_waits_is_interrupted_cleanly_at_every_await(self):
+        server_tls, client_tls = server_context(), trusting()
+        for tls in (None, server_tls):
+            await self.at_every_await(
+                3, functools.partial(self.serve, script=self.hang_up, tls=tls), 'body ends',
+                method=b'POST', headers=length(9), body=self.refused_body,
+                pool={'get_ssl_context': lambda: client_tls})
+
     async def test_100_continue_is_interrupted_cleanly_at_every_await(self):
         await self.plain_and_tls(
-            4, OK, 'request', 'body waits', 'body ends', method=b'PUT', body=self.body,
+            3, OK, 'request', 'body waits', 'body ends', method=b'PUT', body=self.body,
             body_args=(b'abc',),
             headers=(*length(3), (b'expect', b'100-continue')))
 
@@ -5587,7 +7281,8 @@ class RegressionTest(TestCase):
                          CHUNKED + b'0\r\n%b\r\n\r\n' % head):
                 with self.subTest(part=part):
                     await self.fails(HttpInvalidResponse, fetch(
-                        self.pool(), b'GET', self.serve(part).url), 'byte')
+                        self.pool(), b'GET', self.serve(part).url),
+                        'line' if part.startswith(b'HTTP/1.1 200 OK\r\na') else 'chunk')
 
     async def test_stray_bytes_while_the_callers_body_runs_are_not_the_answer(self):
         server = self.serve(OK, response(b'right'))
@@ -6144,6 +7839,13 @@ class ResetTest(TestCase):
                                     body=streamed(b'abc' if headers else b''))
                     self.assertLess(time.monotonic() - start, 3)  # socket_timeout is 10
 
+    async def test_reset_after_a_part_of_a_response_is_noticed_at_once(self):
+        for data in (b'HTTP/1.1 2', CONTINUE, HALF, HEAD + b'\r\nabc', CHUNKED + b'3\r\nabc\r\n'):
+            for headers in ((), length(3)):
+                with self.subTest(data=data, headers=headers):
+                    await self.fails(HttpConnectionClosedError, fetch(
+                        self.pool(socket_timeout=2), b'PUT', self.serve(resetting(data)).url,
+                        headers=headers, body=streamed(b'abc' if headers else b'')))
 
     async def test_body_until_close_is_cut_by_a_reset_that_sending_has_noticed(self):
         is_reset = asyncio.Event()
@@ -6188,7 +7890,7 @@ class LimitsTest(TestCase):
     async def test_exception_while_the_callers_body_is_closed_is_the_cause(self):
         async def script(peer):
             await peer.read_until(b'\r\n\r\n')
-            await peer.send(OK)
+            await peer.send(EarlyResponseTest.RESPONSE)
             await peer.ended()
 
         async def body():
@@ -6354,6 +8056,31 @@ class ResponseBodyTest(TestCase):
             await body.aclose()
         await peer.send(b'de')
         self.assertEqual(await first, b'de')
+
+    async def test_consumer_in_another_event_loop_is_told_and_the_first_unharmed(self):
+        def consume():
+            other = Loop()
+            try:
+                other.run_until_complete(operation())
+            except Exception as exception:
+                raised.append(exception)
+            finally:
+                other.close()
+        for (waits, name), tls in itertools.product(
+                ((False, '__anext__'), (True, '__anext__'), (True, 'aclose')), (None, True)):
+            with self.subTest(waits=waits, tls=tls, name=name):
+                peer, body = await self.half(tls=tls)
+                raised, operation = [], getattr(body, name)
+                first = await body.__anext__()
+                reading = self.spawn(buffered(body)) if waits else None
+                await self.turns()
+                thread = threading.Thread(target=consume)
+                thread.start()
+                thread.join()
+                self.assertEqual([type(exception) for exception in raised], [RuntimeError])
+                self.assertRegex(str(raised[0]), 'loop|already' if waits else 'loop')
+                await peer.send(b'de')
+                self.assertEqual(first + await (reading or buffered(body)), b'abcde')
 
     async def test_aclose_closes_the_connection(self):
         for kwargs in ({}, {'tls': True}):
@@ -6544,16 +8271,53 @@ class ResponseBodyTest(TestCase):
 
     async def test_other_tasks_get_their_turn_while_much_has_arrived_already(self):
         async def answer(peer):
-            await peer.send(response(bytes(100000)))
+            await peer.send(response(bytes(2200000)))  # It fits into the kernel's buffers
             sent.set_result(None)
         sent, server = self.loop.create_future(), self.serve(answer)
-        _, _, body = await self.pool(recv_bufsize=50)(b'GET', server.url)
+        _, _, body = await self.pool(recv_bufsize=1000)(b'GET', server.url)
         await sent
         self.spawn(self.tick())
         await self.turns()
         self.ticks = 0
         await buffered(body)
-        self.assertGreater(self.ticks, 5)
+        self.assertGreaterEqual(self.ticks, 2)
+
+    async def test_other_tasks_get_their_turn_with_a_receive_buffer_of_8_megabytes(self):
+        class Whole(socket.socket):
+            """Gives as much as it is asked for, as a kernel with large buffers does."""
+
+            def recv(self, size):
+                data = super().recv(size)
+                while 0 < len(data) < size and select.select([self], [], [], 1)[0]:
+                    more = super().recv(size - len(data))
+                    if not more:
+                        break
+                    data += more
+                return data
+
+        def answer():
+            with listener.accept()[0] as sock:
+                sock.recv(10000)
+                sock.sendall(response(bytes(size)))
+                sock.recv(1)
+        size = 32 * 2**20
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            thread = threading.Thread(target=answer)
+            thread.start()
+            request, close = self.pool_and_close(
+                recv_bufsize=2**23, get_sock=lambda: Whole(socket.AF_INET, socket.SOCK_STREAM))
+            _, _, body = await request(
+                b'GET', 'http://127.0.0.1:%d/' % listener.getsockname()[1])
+            ticks = self.spawn(self.tick())
+            await self.turns()
+            received = self.ticks = 0
+            async for chunk in body:
+                received += len(chunk)
+                self.assertGreaterEqual(self.ticks + 2, received // 2**20)
+            ticks.cancel()
+            await close()
+            thread.join()
+        self.assertEqual(received, size)
 
     def echo(self, listener, size):
         with listener.accept()[0] as sock:
@@ -6951,6 +8715,53 @@ class PoolTest(TestCase):
         self.assertEqual(len(bodies), 2)
         self.assertEqual(sum(map(len, (peer.requests for peer in server.peers))), 5)
 
+    async def replacing(self, begin, end):
+        """A request whose connection is found dead once its body waits, between begin and end. It
+        has no other one before the end: what is awaited meanwhile is a name's address.
+        """
+        is_resolved = asyncio.Event()
+
+        class Gated(Names):
+            async def resolve(self, *args, **kwargs):
+                await is_resolved.wait()
+                return await super().resolve(*args, **kwargs)
+
+        async def body():
+            server.peers[0].close()
+            is_resolved.clear()
+            try:
+                await begin()
+            finally:
+                end()
+                is_resolved.set()
+            yield b'abc'
+        is_resolved.set()
+        server = self.serve(OK)
+        request = self.pool(get_dns_resolver=Gated(ttl=0))
+        await fetch(request, b'GET', server.url)
+        return await fetch(request, b'PUT', server.url, headers=length(3), body=body)
+
+    async def test_timeout_of_a_body_may_end_while_its_connection_is_replaced(self):
+        async def begin():
+            with contextlib.suppress(asyncio.TimeoutError), timeout(self.loop, 0.01):
+                await asyncio.Event().wait()
+        code, _, body = await self.replacing(begin, lambda: None)
+        self.assertEqual((code, body), (b'200', b'ok'))
+
+    async def test_body_is_cancelled_while_its_connection_is_replaced(self):
+        begun, notes = asyncio.Event(), []
+
+        async def begin():
+            begun.set()
+            await asyncio.Event().wait()
+        task = self.spawn(self.replacing(begin, lambda: notes.append('end')))
+        await begun.wait()
+        await self.turns()
+        task.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await task
+        self.assertEqual(notes, ['end'])
+
     async def test_connection_that_ends_while_it_is_full_is_replaced_silently(self):
         class Full(socket.socket):
             ending = None
@@ -7280,12 +9091,14 @@ class Nginx:
 class AiohttpServer:
     """Answers with a function that is given aiohttp's request, until the end of the test."""
 
-    def __init__(self, case, answer, expect=None):
+    def __init__(self, case, answer, expect=None, tls=None):
         self.answer = answer
+        self.tls = tls
         self.connections = set()
         self.bodies = []
         self.sock = socket.create_server(('127.0.0.1', 0), backlog=500)
-        self.url = 'http://localhost:%d' % self.sock.getsockname()[1]
+        self.port = self.sock.getsockname()[1]
+        self.url = 'http%s://localhost:%d' % ('s' if tls else '', self.port)
         app = web.Application(client_max_size=2**30)
         app.router.add_route('*', '/{path:.*}', self._on_request, expect_handler=expect)
         self.runner = web.AppRunner(app, access_log=None, lingering_time=0)
@@ -7294,7 +9107,7 @@ class AiohttpServer:
     async def _run(self):
         try:
             await self.runner.setup()
-            await web.SockSite(self.runner, self.sock).start()
+            await web.SockSite(self.runner, self.sock, ssl_context=self.tls).start()
             await asyncio.get_running_loop().create_future()
         finally:
             await self.runner.cleanup()
@@ -7313,6 +9126,17 @@ async def echo(request):
     await answer.prepare(request)
     for start in range(0, len(data), 10007):
         await answer.write(data[start:start + 10007])
+    return answer
+
+
+async def duplex(request):
+    """Echoes each part as it comes, with the length that it was sent with if there is one."""
+    answer = web.StreamResponse()
+    if 'length' in request.query:
+        answer.content_length = int(request.query['length'])
+    await answer.prepare(request)
+    async for piece in request.content.iter_any():
+        await answer.write(piece)
     return answer
 
 
@@ -7646,6 +9470,23 @@ class NginxTest(TestCase):
         self.assertEqual(len(set(await self.connections(request, *paths))), 3)
         self.assertEqual(len(set(await self.connections(
             request, *paths, headers=((b'connection', b'keep-alive'),)))), 1)
+
+
+    async def test_all_of_an_upload_is_sent_after_an_answer_that_came_at_once(self):
+        """nginx reads on, and keeps the connection."""
+        async def body():
+            for _ in range(480):
+                yield bytes(65536)
+                yielded.append(65536)
+        request = self.pool()
+        for url in self.nginx.urls:
+            numbers, yielded = set(), []
+            for _ in range(2):
+                code, headers, answer = await fetch(
+                    request, b'POST', url + '/echo?early', headers=length(480 * 65536), body=body)
+                self.assertEqual((code, answer), (b'200', b'POST early'))
+                numbers.add(dict(headers)[b'x-connection'])
+            self.assertEqual((len(numbers), sum(yielded)), (1, 2 * 480 * 65536))
 
 
 class AiohttpTest(TestCase):
@@ -8453,9 +10294,9 @@ ECHOED = "200 b'{\"hello\": \"world\"}'\n"
 # What the blocks print, in their order
 PRINTED = (
     ('README.md', 'First request', '18 bytes\n'),
-    ('README.md', 'Five rules', "200 b'{\"hello\": \"world\"}'\n"),
     ('README.md', 'JSON, a file up, a file down', "{'name': 'value'}\n"),
     ('README.md', 'Layers', "200 b'example/1.0'\n"),
+    ('docs/recipes.md', 'In a web application', ECHOED),
     ('docs/recipes.md', 'Forms',
      """b"[('name', 'Zo\\xc3\\xab & co'), ('tag', 'a'), ('tag', 'b')]"\n"""),
     ('docs/recipes.md', 'A file in a form', 'stored\n'),
@@ -8638,7 +10479,7 @@ class TestDocs(unittest.TestCase):
         self.run_block('docs/reference.md', *found[0])
         self.assertIn('# %s %s\n' % self.https.requests[0], found[0][1])
 
-    PASSES_CODES_ON = ('Five rules', 'Layers', 'Another try', 'Tests without a network')
+    PASSES_CODES_ON = ('In a web application', 'Layers', 'Another try', 'Tests without a network')
 
     def test_code_that_is_not_expected_is_an_error_of_each_block_that_does_not_print_it(self):
         answer = ReadmeHandler.answer
@@ -8824,8 +10665,6 @@ class TestQuickstart(ExampleTest):
                                  rb'100 % of 5000000 bytes received, \d+ MB/s\n'
                                  rb'The same came back\n\Z')
         self.assertEqual(self.files(), {})
-
-    PASSES_CODES_ON = ('Five rules', 'Layers', 'Another try', 'Tests without a network')
 
     def test_code_that_is_not_expected_is_an_error_and_leaves_no_file(self):
         script = example('quickstart.py')
@@ -9218,15 +11057,27 @@ class TestProxy(unittest.IsolatedAsyncioTestCase):
         self.assertEqual((await soon(client.readuntil(b'\r\n\r\n'))).split()[1], b'204')
 
     async def test_early_response_is_passed_on(self):
-        client, writer = await self.client(
+        client, _ = await self.client(
             b'PUT / HTTP/1.1\r\nHost: proxy\r\nContent-Length: 1000000\r\n\r\nabc')
         upstream, answer = await self.accepted()
         await soon(upstream.readuntil(b'\r\n\r\nabc'))
         answer.write(b'HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig')
-        writer.write(b'def')
         self.assertEqual((await soon(client.readuntil(b'\r\n\r\n'))).split()[1], b'413')
         self.assertEqual(await soon(client.readexactly(3)), b'big')
         await soon(upstream.read())  # To the end, for the rest isn't asked for
+
+    async def test_echo_that_answers_while_it_still_reads(self):
+        client, writer = await self.client(
+            b'POST / HTTP/1.1\r\nHost: proxy\r\nTransfer-Encoding: chunked\r\n\r\n')
+        upstream, answer = await self.accepted()
+        await soon(upstream.readuntil(b'\r\n\r\n'))
+        answer.write(b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n')
+        self.assertEqual((await soon(client.readuntil(b'\r\n\r\n'))).split()[1], b'200')
+        for chunk in (b'3\r\none\r\n', b'5\r\nthree\r\n', b'0\r\n\r\n'):
+            writer.write(chunk)  # Only after the echo of the one before
+            self.assertEqual(await soon(upstream.readexactly(len(chunk))), chunk)
+            answer.write(chunk)
+            self.assertEqual(await soon(client.readexactly(len(chunk))), chunk)
 
     async def test_client_that_goes_away_ends_the_request(self):
         for head, begins in ((b'Content-Length: 9\r\n', False), (b'', False), (b'', True)):

@@ -94,7 +94,9 @@ class ResponseBody(AsyncIterator[bytes], Protocol):
     """The body of a response: an asynchronous iterator of bytes, in chunks of any size."""
 
     def aclose(self) -> Coroutine[Any, Any, None]:
-        """Close the connection, unless the whole body has arrived. What is unread is lost."""
+        """Close the connection, unless the whole body has arrived. What is unread is lost, and
+        what is unsent of the request is not sent.
+        """
 
 Response: TypeAlias = tuple[bytes, tuple[tuple[bytes, bytes], ...], ResponseBody]
 
