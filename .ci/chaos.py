@@ -20,6 +20,7 @@ import gc
 import itertools
 import logging
 import random
+import re
 import socket
 import ssl
 import sys
@@ -51,6 +52,7 @@ GOOD, REFUSED, SILENT = ('127.0.0.2', '127.0.0.3', '::1'), ('127.0.0.4', '127.0.
 LITERAL = '127.0.0.1'
 NAMES = 'a.test', 'b.test', 'c.test'
 WRONG_NAME = 'wrong.test'  # Which the certificate has not
+test.TEST_FILES.add(__file__)  # Callers' bodies make tasks
 PORTS = {  # The TLS versions that they take, if they do
     'plain': None, 'tls12': ssl.TLSVersion.TLSv1_2, 'tls13': ssl.TLSVersion.TLSv1_3,
     'broken': None, 'broken_tls': ssl.TLSVersion.TLSv1_3,
@@ -62,7 +64,9 @@ STRAYS = (  # One that crosses with a request is its response
     b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nstray',
 )
 NONSENSE = {'garbage': b'\0garbage\r\n\r\n', 'endless': test.HEAD + b'a: ' + b'b' * 20000}
+EARLY_HINTS = b'HTTP/1.1 103 Early Hints\r\na: b\r\n\r\n'
 TLS_ERRORS = {'HttpTlsError', 'HttpTlsError timeout'}
+BODY_ERRORS = {'HttpConnectionError body', 'HttpDataError body', 'HttpInvalidRequest body'}
 CONNECTION_ERRORS = {'HttpConnectionError', 'HttpConnectionError timeout'}
 
 
@@ -81,6 +85,12 @@ def content(number, size):
     """Bytes that no other request has at the same place."""
     start = number * 7919 % (len(BYTES) - size)
     return BYTES[start:start + size]
+
+
+def split(rng, data, most):
+    """Pieces that are not empty."""
+    cuts = sorted({0, len(data), *(rng.randint(0, len(data)) for _ in range(most))})
+    return [data[start:end] for start, end in zip(cuts, cuts[1:])]
 
 
 def chunked(rng, data):
@@ -106,6 +116,7 @@ class Plan:
         if previous:
             self.port, self.host = previous.port, previous.host
         self.is_tls = PORTS[self.port] is not None
+        self.is_broken = self.port.startswith('broken')
         self.method = pick(rng, GET=5, HEAD=1, POST=3, PUT=3).encode()
         self._plan_upload(rng)
         self._plan_response(rng)
@@ -123,24 +134,38 @@ class Plan:
             if is_upload else 'no'
         self.upload_fault = pick(rng, no=10, fails=1, short=1, long=1) \
             if is_upload and self.expect == 'no' else 'no'
-        self.early = pick(rng, no=7, read=1, hold=1, close=1, reset=1) \
-            if is_upload and self.upload_fault == self.expect == 'no' else 'no'
+        # Whether the response comes before the upload has: whole, its start, in turns (which the
+        # upload may wait for), or an interim one; and then what the server does
+        self.early = pick(rng, no=6, whole=3, parts=2, echo=1, talk=1, interim=1) \
+            if is_upload and self.expect == 'no' and not self.is_broken else 'no'
+        self.then = pick(rng, read=4, hold=1, half=1, close=1, reset=1) \
+            if self.early == 'whole' else 'read'
 
     def _plan_response(self, rng):
-        self.framing = pick(
-            rng, length=5, chunked=5, none=1, **({'close': 2} if self.early == 'no' else {}))
-        self.status = rng.choice((204, 304) if self.framing == 'none' else (200, 404, 413))
+        self.framing = pick(rng, length=5, chunked=5, none=1, close=2)
+        if self.framing == 'close' and self.early == 'whole':
+            self.then = 'half'
+        is_duplex = self.early in ('echo', 'talk')
+        codes = (204, 304, 101) if self.framing == 'none' else (
+            200, 201, 206, 302, 404, 413, 503)
+        # It is the end of the upload that lets the server go on, or close
+        goes_on = is_duplex or (self.early == 'parts' and self.framing == 'close')
+        self.status = rng.choice([code for code in codes if 200 <= code < 300 or not goes_on])
         self.has_body = self.framing != 'none' and self.method != b'HEAD'
+        # With a reset, what the system has not sent yet is lost. TLS resets at what it receives
+        # after its close_notify
         self.size = 0 if not self.has_body else rng.choice(
-            (1, 100, 8000) if self.early != 'no' else (1, 100, 100, 8000, 8000, 100000, 1000000))
+            (1, 100, 8000) if self.then in ('close', 'reset', 'half') else
+            (1, 100, 100, 8000, 8000, 100000, 1000000))
         self.interims = rng.choice((0, 0, 0, 0, 1, 3))
-        self.pace = pick(rng, whole=5, pieces=3, **({} if self.expect == 'final' else {
-            'steady': .8}))
+        self.pace = pick(rng, whole=5, pieces=3, **(
+            {} if self.expect == 'final' or is_duplex else {'steady': .8}))
+        self.stop = rng.randrange(len(self.request_body())) if self.upload else 0
 
     def _plan_fault(self, rng):
         self.point = rng.choice(
             ['request', 'head'] + ['body'] * (2 * self.has_body)
-            + ['upload'] * bool(self.upload and self.expect != 'final'))
+            + ['upload'] * bool(self.upload and self.expect != 'final' and self.early == 'no'))
         faults = {'no': 30, 'reset': 2, 'stall': 1, 'cut': 2, 'close': 2, 'half': 2, 'garbage': 2}
         if self.point in ('request', 'upload'):
             faults['endless'] = 1
@@ -148,7 +173,10 @@ class Plan:
             faults = {'no': 30, 'reset': 4, 'stall': 1, 'cut': 4 * self.is_tls}
         if self.point == 'body' and self.framing == 'length':
             faults['garbage'] = 0
-        self.fault = pick(rng, **faults) if self.early == self.upload_fault == 'no' else 'no'
+        if self.early == 'talk':
+            faults['stall'] = 0  # While the caller's body waits, no time runs
+        self.fault = pick(rng, **faults) if self.upload_fault == 'no' and \
+            self.early not in ('whole', 'interim') else 'no'
 
     def _plan_connection(self, rng):
         self.wish = pick(rng, keep=10, close=1, old=1, too_short=1, surplus=2)
@@ -157,12 +185,18 @@ class Plan:
             self.wish = 'keep'
         self.wishes_close = rng.random() < 0.05  # The client
         self.is_reusable = self.wish == 'keep' and not self.wishes_close and (
-            self.framing != 'close' or not self.has_body) and self.expect != 'final'
+            self.framing != 'close' or not self.has_body) and self.expect != 'final' and \
+            self.status != 101 and self.then in ('read', 'hold')
+        # Whether the upload is to stop at the response, or at the end of it
+        self.is_refusal = self.early in ('whole', 'parts') and (
+            self.status >= 300 or self.status == 101)
+        self.is_cut = self.is_refusal or (self.early == 'whole' and (
+            self.wish in ('close', 'old', 'surplus') or self.then in ('half', 'close', 'reset')))
         self.after = pick(rng, no=20, close=3, cut=3, reset=3, stray=6, half=2)
         self.after_seconds = rng.choice((0, 0, 0.002, 0.01, 0.05))
 
     def _plan_caller(self, rng):
-        self.reading = pick(rng, all=12, slowly=2, half=1, dropped=1, unread=1)
+        self.reading = pick(rng, all=12, slowly=2, paused=1, half=1, dropped=1, unread=1)
         self.interrupt = pick(rng, no=14, cancel=2, timeout=1, asyncio_timeout=1)
         if self.interrupt == 'asyncio_timeout' and not hasattr(asyncio, 'timeout'):
             self.interrupt = 'timeout'
@@ -174,7 +208,22 @@ class Plan:
         # Whether the loop is blocked from the response until the server has stirred, and then
         # another request follows
         self.blocks = self.interrupt == 'no' and self.is_reusable and self.after != 'no' and \
-            rng.random() < 0.5
+            not self.is_cut and rng.random() < 0.5
+        self._plan_waits(rng)
+
+    def _plan_waits(self, rng):
+        """What the caller's body awaits."""
+        self.waits = ['sleep', 'future', 'task', 'gather']
+        # While its caller awaits something else than lowhaio, that would be hit
+        if self.reading == 'all':
+            self.waits += ['timeout', *['asyncio_timeout'] * hasattr(asyncio, 'timeout')]
+            if self.interrupt == 'no':  # They lose a cancellation that crosses with their end
+                self.waits += ['wait_for', *['group'] * hasattr(asyncio, 'timeout')]
+        self.waits_forever = self.is_cut and self.upload_fault == 'no' and \
+            self.fault != 'stall' and rng.random() < 0.3
+        # Not if it may be dropped: then nobody awaits it
+        self.cleans_up = self.interrupt == 'no' and self.reading not in ('dropped', 'unread') \
+            and rng.random() < 0.3
 
     def random(self, purpose):
         return random.Random('%s %s' % (self.seed, purpose))
@@ -194,16 +243,25 @@ class Plan:
             self.method, self.number, b''.join(b'%b: %b\r\n' % field for field in fields))
 
     def request_body(self):
+        if not self.upload:
+            return b''
         data = content(-self.number, self.upload_size)
         return b''.join(chunked(self.random('upload'), data)) \
             if self.upload == 'chunked' else data
+
+    def yielded(self):
+        """What of it the caller's body yields."""
+        data = self.request_body()
+        if self.upload_fault in ('fails', 'short'):
+            return data[:self.random('fault').randrange(len(data))]
+        return data[:self.stop] if self.waits_forever else data
 
     def response_head(self):
         framing = {
             'length': [b'content-length: %d' % self.size], 'close': [],
             'chunked': [b'transfer-encoding: chunked'], 'none': []}[self.framing]
         wish = {'close': [b'connection: x, Close'], 'too_short': [b'keep-alive: timeout=1']}
-        return b'HTTP/1.1 103 Early Hints\r\na: b\r\n\r\n' * self.interims + b'\r\n'.join((
+        return EARLY_HINTS * self.interims + b'\r\n'.join((
             b'HTTP/1.%d %d Reason' % (self.wish != 'old', self.status), b'x-id: %d' % self.number,
             *framing, *wish.get(self.wish, ()), b'', b''))
 
@@ -211,33 +269,48 @@ class Plan:
         """Its parts: garbage between two of them can be told from what should be there."""
         if not self.has_body:
             return []
-        data = content(self.number, self.size)
-        return chunked(self.random('chunks'), data) if self.framing == 'chunked' else [data]
+        rng, data = self.random('chunks'), content(self.number, self.size)
+        return chunked(rng, data) if self.framing == 'chunked' else split(rng, data, 5)
+
+    def steps(self):
+        """How much of the upload the server has received when it sends what."""
+        size, units = len(self.request_body()), [self.response_head(), *self.response_body()]
+        if self.early in ('echo', 'talk'):
+            return [(size * index // len(units), unit) for index, unit in enumerate(units, 1)]
+        answer = b''.join(units)
+        early = {'whole': len(answer), 'parts': self.random('parts').randrange(1, len(answer))}
+        cut = early.get(self.early, 0)
+        return [(self.stop, answer[:cut]), (self.stop if self.is_cut else size, answer[cut:])]
+
+    def turns(self):
+        """Up to where the upload goes, and how much of the response it waits for then."""
+        if self.early != 'talk':
+            return [(len(self.request_body()), 0)]
+        (first, _), *steps = self.steps()
+        sizes = (int(re.match(b'[0-9a-f]+', unit)[0], 16) if self.framing == 'chunked'
+                 else len(unit) for _, unit in steps)
+        return [(first, 0), *zip((position for position, _ in steps), itertools.accumulate(sizes))]
 
     def outcomes(self):
         """What may become of it, unless names or idle connections interfere."""
-        if self.port.startswith('broken'):
+        if self.is_broken:
             return CONNECTION_ERRORS | TLS_ERRORS | {
                 'HttpConnectionClosedError', 'HttpDataError timeout', 'HttpInvalidResponse',
-                'HttpConnectionError body', 'HttpDataError body', 'HttpInvalidRequest body'}
+                *BODY_ERRORS}
         if self.is_tls and self.host == WRONG_NAME:
             return {'HttpTlsError'}
-        if self.upload_fault == 'fails':
-            return {'HttpDataError body', 'HttpConnectionError body'}
+        gives_up = {'given up'} if self.reading not in ('all', 'slowly', 'paused') else set()
         # With a reset, what the system has not sent yet is lost
         lost = {'HttpConnectionClosedError'} if self.after == 'reset' and self.size > 30000 \
             else set()
         if self.upload_fault != 'no':
-            return {'HttpDataError body', 'HttpInvalidRequest body'} | (
-                {'result', 'given up', *lost} if self.upload_fault == 'long' else set())
+            return BODY_ERRORS | lost | (gives_up if self.early != 'no' else set()) | (
+                {'result'} | gives_up if self.is_cut or self.upload_fault == 'long' else set())
         failure = {
             'no': 'result', 'stall': 'HttpDataError timeout', 'garbage': 'HttpInvalidResponse',
             'endless': 'HttpHeaderTooLong'}.get(self.fault, 'HttpConnectionClosedError')
-        outcomes = {failure, *lost}
-        if self.reading not in ('all', 'slowly') and (
-                self.fault == 'no' or self.point == 'body'):
-            outcomes.add('given up')
-        return outcomes
+        return {failure, *lost} | (
+            gives_up if self.fault == 'no' or self.point == 'body' else set())
 
 
 class Record:
@@ -250,6 +323,11 @@ class Record:
         self.rng = plan.random('server')
         self.has_stirred = False
         self.uploads = 0  # Bodies of the caller that have started, and not ended
+        self.sent = 0  # By the server, of its response
+        self.received = 0  # By the server, of the upload
+        self.read = 0  # By the caller, of the body of the response
+        self.progress = None  # A future that the next bytes of it complete
+        self.is_cancelled = False
         self.arrivals = []  # The addresses of the server at which it came
         self.events = []
 
@@ -382,11 +460,7 @@ class Server(threading.Thread):
         record = self._arrived(peer, await peer.read_until(b'\r\n\r\n'))
         plan = record.plan
         await self._fail(peer, record, 'request')
-        if plan.expect != 'final':
-            await self._receive_body(peer, record)
-        if plan.early == 'no':
-            await self._answer(peer, record)
-
+        await self._answer(peer, record)
         if not plan.is_reusable:
             await self._end(peer, record)
             return False
@@ -396,7 +470,7 @@ class Server(threading.Thread):
     async def _end(self, peer, record):
         """Close, or see that the client does."""
         plan = record.plan
-        if plan.has_body and plan.framing == 'close':
+        if plan.has_body and plan.framing == 'close' and plan.then != 'half':
             peer.end_writing()
         if plan.wish != 'surplus' and plan.expect != 'final' and record.rng.random() < 0.5:
             peer.misbehave('close')
@@ -427,60 +501,69 @@ class Server(threading.Thread):
             await self._drain(peer)
         raise EOFError
 
-    async def _receive_body(self, peer, record):
-        plan, body = record.plan, record.plan.request_body() if record.plan.upload else b''
+    async def _answer(self, peer, record):
+        """Receive the upload, and send the response, as they take turns."""
+        plan, rng = record.plan, record.rng
+        upload = b'' if plan.expect == 'final' else plan.request_body()
+        steps = plan.steps()
+        answer = b''.join(data for _, data in steps)
+        limit = len(answer)
+        if plan.fault != 'no' and plan.point == 'head':
+            limit = rng.randrange(len(plan.response_head()))
+        elif plan.fault != 'no' and plan.point == 'body':
+            parts = plan.response_body()
+            limit -= len(b''.join(parts[rng.randrange(len(parts)):])) \
+                if plan.fault == 'garbage' else rng.randint(1, len(b''.join(parts)))
         if plan.expect in ('at_once', 'interim'):
-            await peer.send(b'HTTP/1.1 103 Early Hints\r\n\r\n' * (plan.expect == 'interim'))
-            await peer.send(test.CONTINUE)
-        stop = record.rng.randrange(len(body)) if body else 0
-        position = await self._receive(peer, body, 0, stop)
-        await self._fail(peer, record, 'upload')
-        if plan.early != 'no':
-            await self._answer(peer, record)
-            record.note('early at %d of %d, then %s' % (stop, len(body), plan.early))
-            if plan.early == 'hold':
-                await asyncio.sleep(0.2)
-            with self._stirring(plan.port):
-                if not peer.misbehave(plan.early):
-                    raise EOFError
-        await self._receive(peer, body, position, len(body))
+            await peer.send(EARLY_HINTS * (plan.expect == 'interim') + test.CONTINUE)
 
-    async def _receive(self, peer, body, position, stop):
-        while position < stop:
+        for index, (position, unit) in enumerate(steps):
+            await self._receive(peer, record, upload, position)
+            await self._fail(peer, record, 'upload')
+            if plan.early == 'interim' and not index:
+                await peer.send(rng.choice((EARLY_HINTS, test.CONTINUE)))
+            data = unit[:limit - record.sent]
+            record.sent += len(data)
+            await self._send(peer, plan, rng, data, record.sent == len(answer))
+            record.note('sent %d, received %d' % (record.sent, record.received))
+            if record.sent == limit:
+                await self._fail(peer, record, 'head')
+                await self._fail(peer, record, 'body')
+            if plan.then != 'read' and not index:
+                await self._go_on(peer, record)
+        await self._receive(peer, record, upload, len(upload))
+
+    async def _go_on(self, peer, record):
+        """What the server does after an early response."""
+        then = record.plan.then
+        if then == 'hold':
+            await asyncio.sleep(0.2)
+            return
+        record.note('then %s' % then)
+        with self._stirring(record.plan.port):
+            if not peer.misbehave(then):
+                raise EOFError
+
+    async def _receive(self, peer, record, upload, stop):
+        while record.received < min(stop, len(upload)):
+            position = record.received
             data = peer.unread or await peer.receive()
             if not data:
                 raise EOFError
-            data, peer.unread = data[:len(body) - position], data[len(body) - position:]
-            assert body[position:position + len(data)] == data, 'wrong bytes at %d' % position
-            position += len(data)
-        return position
+            missing = len(upload) - position
+            data, peer.unread = data[:missing], data[missing:]
+            assert upload.startswith(data, position), 'wrong bytes at %d' % position
+            record.received += len(data)
 
-    async def _answer(self, peer, record):
-        plan, rng, data = record.plan, record.rng, record.plan.response_head()
-        parts = plan.response_body()
-        body = b''.join(parts)
-        if plan.fault != 'no' and plan.point == 'head':
-            data = data[:rng.randrange(len(data))]
-        elif plan.fault == 'garbage':
-            data += b''.join(parts[:rng.randrange(len(parts))])
-        else:
-            data += body[:rng.randrange(len(body))] if plan.fault != 'no' else body
-        await self._send(peer, plan, rng, data)
-        record.note('sent %d bytes' % len(data))
-        await self._fail(peer, record, 'head')
-        await self._fail(peer, record, 'body')
-
-    async def _send(self, peer, plan, rng, data):
-        count = {'whole': 0, 'pieces': 6, 'steady': 8}[plan.pace]
-        cuts = sorted({0, len(data), *(rng.randint(0, len(data)) for _ in range(count))})
-        if plan.wish == 'surplus':
-            cuts[-1:] = [max(cuts[-2], len(data) - 500), len(data)]
-        for start, end in zip(cuts, cuts[1:]):
-            if start and plan.pace != 'whole':
-                await asyncio.sleep(0.1 if plan.pace == 'steady' else rng.choice((0, 0, 0.002)))
+    async def _send(self, peer, plan, rng, data, is_last):
+        pieces = split(rng, data, {'whole': 0, 'pieces': 6, 'steady': 8}[plan.pace])
+        if is_last and pieces and plan.wish == 'surplus':
             # In one segment with the end of the body
-            surplus = b'\r\n' if plan.wish == 'surplus' and end == len(data) else b''
-            await peer.send(data[start:end] + surplus)
+            pieces[-1:] = [*filter(None, [pieces[-1][:-500]]), pieces[-1][-500:] + b'\r\n']
+        for index, piece in enumerate(pieces):
+            if index and plan.pace != 'whole':
+                await asyncio.sleep(0.1 if plan.pace == 'steady' else rng.choice((0, 0, 0.002)))
+            await peer.send(piece)
 
     async def _stir(self, peer, record, name):
         record.note('idle, then %s' % record.plan.after)
@@ -577,6 +660,7 @@ class Chaos:
         self.outcomes = collections.Counter()
         self.faults = 0
         self.records = {}
+        self.inner_tasks = set()  # Of callers' bodies
         self.lags = [], []  # For each of the two loops, from when until when it was late
         self.names = Names(seed)
         self.server = Server(self, seed)
@@ -642,7 +726,7 @@ class Chaos:
                 for _ in range(plan.interrupt_turns):
                     await asyncio.sleep(0)
                 await asyncio.wait({task}, timeout=plan.interrupt_seconds)
-                task.cancel()
+                record.is_cancelled = task.cancel()
             start, overdue = time.monotonic(), 0
             while not task.done() and overdue < OVERDUE_TIMES:
                 await asyncio.wait({task}, timeout=1)
@@ -707,60 +791,117 @@ class Chaos:
         plan = record.plan
         url = '%s://%s:%d/' % (
             'https' if plan.is_tls else 'http', plan.host, self.server.ports[plan.port])
+        code = b''
         try:
             code, headers, body = await self.request(
                 plan.method, url, {'number': plan.number}, plan.headers(),
                 **({'body': self._upload, 'body_args': (record,)} if plan.upload else {}))
         finally:
-            assert not record.uploads, 'the body of the caller is open'
+            assert not record.uploads or (code and not plan.is_refusal), 'the upload is open'
         fields = dict(headers)
         if b'x-id' not in fields and fields.get(b'content-length') in (b'0', b'5'):
             return 'stray'
         assert code == b'%d' % plan.status and fields[b'x-id'] == b'%d' % plan.number, headers
-        return await self._interrupted(plan, self._read(plan, body)) if plan.interrupts_body \
-            else await self._read(plan, body)
+        return await self._interrupted(plan, self._read(record, body)) if plan.interrupts_body \
+            else await self._read(record, body)
 
     async def _upload(self, record):
         plan, rng = record.plan, record.plan.random('pieces')
-        data = plan.request_body()
-        if plan.upload_fault in ('fails', 'short'):
-            data = data[:rng.randrange(len(data))]
-        cuts = sorted({0, len(data), *(
-            rng.randint(0, len(data)) for _ in range(rng.choice((0, 1, 9))))})
+        data, start = plan.yielded(), 0
         record.uploads += 1
         try:
-            for start, end in zip(cuts, cuts[1:]):
-                if rng.random() < 0.2:
-                    await asyncio.sleep(rng.choice((0, 0, 0.001, 0.02)))
-                yield rng.choice((bytes, bytearray, memoryview))(data[start:end])
+            for end, awaited in plan.turns():
+                for piece in split(rng, data[start:end], rng.choice((0, 1, 9))):
+                    if rng.random() < 0.2:
+                        await self._await(rng.choice(plan.waits), rng)
+                    yield rng.choice((bytes, bytearray, memoryview))(piece)
+                start = end
+                while record.read < awaited and end < len(data):
+                    record.progress = self.loop.create_future()
+                    await record.progress
+            if plan.waits_forever:
+                await self.loop.create_future()
             if plan.upload_fault == 'fails':
                 raise BodyError
             if plan.upload_fault == 'long':
                 yield b'more'
         finally:
-            record.uploads -= 1
+            try:
+                if plan.cleans_up:
+                    await asyncio.sleep(0)
+            finally:
+                record.uploads -= 1
 
-    async def _read(self, plan, body):
+    async def _await(self, what, rng):
+        """All kinds of things that a body may wait for."""
+        seconds = rng.choice((0, 0, 0.001, 0.02))
+        if what == 'sleep':
+            await asyncio.sleep(seconds)
+        elif what == 'future':
+            future = self.loop.create_future()
+            self.loop.call_later(seconds, lambda: future.done() or future.set_result(None))
+            await future
+        elif what == 'task':
+            await self._spawn(asyncio.sleep(seconds))
+        elif what == 'gather':
+            await asyncio.gather(*(self._spawn(asyncio.sleep(seconds)) for _ in range(2)))
+        elif what == 'group':
+            with contextlib.suppress(ExceptionGroup):  # noqa: F821
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._fail(seconds))
+                    await self.loop.create_future()
+        else:
+            with contextlib.suppress(asyncio.TimeoutError):
+                if what == 'wait_for':
+                    await asyncio.wait_for(self.loop.create_future(), seconds)
+                elif what == 'timeout':
+                    with lowhaio.timeout(self.loop, seconds):
+                        await self.loop.create_future()
+                else:
+                    async with asyncio.timeout(seconds):
+                        await self.loop.create_future()
+
+    def _spawn(self, coroutine):
+        """What is interrupted doesn't end the tasks that it awaits."""
+        task = self.loop.create_task(coroutine)
+        self.inner_tasks.add(task)
+        task.add_done_callback(self.inner_tasks.discard)
+        return task
+
+    @staticmethod
+    async def _fail(seconds):
+        await asyncio.sleep(seconds)
+        raise BodyError
+
+    async def _read(self, record, body):
         """Read a body, and check every byte of it."""
+        plan = record.plan
         expected = content(plan.number, plan.size)
         if plan.reading == 'unread':
             return 'given up'
         chunk = await self._next_chunk(body)
-        position, pauses = 0, 10
+        pauses = 10
         while chunk:
-            assert expected.startswith(chunk, position), 'wrong bytes at %d' % position
-            position += len(chunk)
-            if plan.reading == 'half' and position > plan.size // 2:
+            assert expected.startswith(chunk, record.read), 'wrong bytes at %d' % record.read
+            record.read += len(chunk)
+            if record.progress is not None and not record.progress.done():
+                record.progress.set_result(None)
+            if plan.reading == 'half' and record.read > plan.size // 2:
                 await body.aclose()
+                assert not record.uploads, 'the upload is open'
                 return 'given up'
             if plan.reading == 'dropped':
                 return 'given up'
             if plan.reading == 'slowly' and pauses:
                 pauses -= 1
                 await asyncio.sleep(0.005)
+            if plan.reading == 'paused' and pauses:
+                pauses = 0
+                await asyncio.sleep(1.4 * SOCKET_TIMEOUT)  # Which is none of the network's
             chunk = await self._next_chunk(body)
-        assert position == plan.size, 'only %d bytes' % position
+        assert record.read == plan.size, 'only %d bytes' % record.read
         assert await lowhaio.buffered(body) == b''
+        assert not record.uploads, 'the upload is open'
         return 'result'
 
     @staticmethod
@@ -818,6 +959,10 @@ class Chaos:
         if outcome.endswith('timeout') and not outcome.startswith('HttpConnectionError'):
             assert record.end - record.start > SOCKET_TIMEOUT * 0.9, 'it timed out early'
 
+        assert not record.uploads, 'the upload was not closed'
+        assert not record.is_cancelled or outcome == 'cancelled', 'a cancellation was lost'
+        assert outcome != 'result' or plan.is_cut or plan.expect == 'final' or \
+            record.received == len(plan.request_body()), 'the upload was cut'
         if outcome in plan.outcomes() or outcome == 'refused':
             return ''
         if outcome == {'no': '', 'cancel': 'cancelled'}.get(plan.interrupt, 'timed out'):
@@ -839,6 +984,8 @@ class Chaos:
     async def _check_leftovers(self, files, ticker):
         """Wait until the server has seen all connections close, and look what is left."""
         gc.collect()
+        if self.inner_tasks:
+            await asyncio.wait(self.inner_tasks)
         loop, others = self.loop, asyncio.all_tasks() - {ticker, asyncio.current_task()}
         faults = ['a timer: %r' % timer for timer in loop.active_timers()] + [
             'a %s of %d' % item for item in loop.watched] + [

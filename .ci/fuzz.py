@@ -163,8 +163,10 @@ def repeat_cases(rng):
     at = place(rng, data)
     byte = bytes((rng.choice((rng.randrange(256), *b'\r\n\t :;,"a0f')),))
     size, bufsize = rng.choice(((4096, 65536),) * 5 + ((4096, 1), (16384, 16)))
+    # With each segment, a line that isn't whole is looked through anew, up to the limit
+    limit = 1000000 if bufsize == 65536 else 1000
     return [Case(data[:at] + byte * count + data[at:], recv_bufsize=bufsize,
-                 max_header_length=1000000) for count in (size, 4 * size)]
+                 max_header_length=limit) for count in (size, 4 * size)]
 
 
 # ---- What the body of a request may be (RFC 9112 6.2, 7.1) ----
@@ -174,7 +176,7 @@ def repeat_cases(rng):
 CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\0\r\n]*)?\r\n'), \
     (b'0\r\n', b'\r\n', b'\n')
 TRAILERS = re.compile(
-    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\0\r\n]*(?:\r\n[ \t][^\0\r\n]*)*\r\n)*\r\n"), \
+    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\0\r\n]*\r\n)*\r\n"), \
     (b'a:\r\n\r\n', b':\r\n\r\n', b'\r\n\r\n', b'\r\n', b'\n\r\n', b'\n')
 
 
