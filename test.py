@@ -8411,7 +8411,7 @@ class FairnessTest(TestCase):
         while len(late) < 3:  # The garbage collector may have had its turn too
             await self.transfer(*args, **kwargs)
             late.append(self.late)
-            if self.late < 0.02:
+            if self.late < (0.02 if sys.gettrace() is None else 0.2):  # Coverage takes longer
                 return
         self.fail('other tasks waited for %s seconds' % late)
 
