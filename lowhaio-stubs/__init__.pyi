@@ -38,10 +38,10 @@ __all__ = (
 # ---- Exceptions ----
 
 class HttpError(Exception):
-    """What a request raises, and what reading the body of its response raises.
+    """A request has failed, or the body of its response.
 
-    If another exception is the reason, it is the `__cause__`: `asyncio.TimeoutError` if
-    `socket_timeout` has passed.
+    If another exception is the reason, it is the `__cause__`, such as `asyncio.TimeoutError` after
+    `socket_timeout`.
     """
 
 class HttpConnectionError(HttpError):
@@ -54,7 +54,7 @@ class HttpTlsError(HttpConnectionError):
     """The TLS handshake failed, or the certificate of the server is not valid for the host."""
 
 class HttpInvalidRequest(HttpConnectionError):
-    """The request can't be sent: an argument is wrong."""
+    """An argument of the request is wrong, or its body is not what its headers say."""
 
 class HttpDataError(HttpError):
     """Some of this request was sent, or may have been. The server may have acted on it."""
@@ -63,7 +63,7 @@ class HttpConnectionClosedError(HttpDataError):
     """The connection ended before the response did."""
 
 class HttpHeaderTooLong(HttpDataError):
-    """The head of a response, a chunk line or the trailers are longer than `max_header_length`."""
+    """A head, a chunk line or the trailers of a response are longer than `max_header_length`."""
 
 class HttpInvalidResponse(HttpDataError):
     """The server broke the syntax or the framing of HTTP/1.1 (RFC 9112)."""
@@ -94,8 +94,9 @@ class ResponseBody(AsyncIterator[bytes], Protocol):
     """The body of a response: an asynchronous iterator of bytes, in chunks of any size."""
 
     def aclose(self) -> Coroutine[Any, Any, None]:
-        """Close the connection, unless the whole body has arrived. What is unread is lost, and
-        what is unsent of the request is not sent.
+        """Close the connection, unless the whole body has arrived.
+
+        What is unread is lost. What is unsent of the request is not sent.
         """
 
 Response: TypeAlias = tuple[bytes, tuple[tuple[bytes, bytes], ...], ResponseBody]
@@ -138,8 +139,8 @@ class Request(Protocol):
         code is three digits as bytes. headers is a tuple of pairs of bytes, with names in lower
         case. body is an asynchronous iterator of bytes, with `aclose()`.
 
-        Raises HttpConnectionError if nothing was sent, so that it is safe to try again, and
-        otherwise HttpDataError (RFC 9110 9.2.2). Reading the body can raise HttpDataError too.
+        Raises HttpConnectionError if nothing was sent: it is safe to try again. Raises
+        HttpDataError otherwise (RFC 9110 9.2.2). Reading the body can raise HttpDataError too.
         """
 
 @type_check_only
@@ -151,9 +152,9 @@ class Close(Protocol):
         get_logger_adapter: _GetAdapter = ...,
         get_resolver_logger_adapter: _GetResolverAdapter = ...,
     ) -> Coroutine[Any, Any, None]:
-        """Close the idle connections now, and each of the others once its response has ended.
+        """Close the idle connections now, and each other connection after its response.
 
-        From then on, a new request raises HttpConnectionError.
+        A new request raises HttpConnectionError from now on.
         """
 
 # ---- Hooks of Pool ----
@@ -207,15 +208,15 @@ def Pool(
     recv_bufsize: bytes to receive at once, at the most
     max_header_length: bytes of a response head, chunk line or trailer section, at the most
     socket_timeout: seconds that each wait on the network may take
-    get_logger_adapter(extra), get_resolver_logger_adapter(http_extra)(extra): return what logs
+    get_logger_adapter(extra): returns an adapter that logs
+    get_resolver_logger_adapter(http_extra): returns such a function for the resolver
 
-    Raises ValueError for another http_version or a number that can't be, TypeError for what is not
-    a function, RuntimeError outside of a loop, and NotImplementedError where the loop can't watch
-    sockets.
+    Raises ValueError if http_version or a number makes no sense, TypeError if a hook is not a
+    function, RuntimeError if no loop runs, and NotImplementedError if it can't watch sockets.
     """
 
 def streamed(data: _Chunk) -> Callable[[], AsyncIterator[bytes]]:
-    """Return a function that sends `data`, when it is the `body` of a request."""
+    """Return a function for the argument `body` of a request. The request then sends `data`."""
 
 async def buffered(data: AsyncIterable[_Chunk]) -> bytes:
     """Return all the bytes of a response body, or of any asynchronous iterable of bytes."""
@@ -226,7 +227,6 @@ def timeout(
 ) -> AbstractContextManager[Callable[[], None]]:
     """Raise `asyncio.TimeoutError` in the current task once `seconds` have passed in the block.
 
-    Yields a function without arguments that starts the time again. A cancellation from outside
-    passes through as `asyncio.CancelledError`, and `Task.cancelling()` is left as it was found.
-    Raises RuntimeError outside of a task.
+    Yields a function without arguments that starts the time again. If the task is cancelled from
+    outside, that stays an `asyncio.CancelledError`. Raises RuntimeError outside of a task.
     """
