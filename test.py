@@ -10598,8 +10598,10 @@ def run_script(name, *arguments, folder, **environment):
 
 
 def clean(report):
-    # In development mode asyncio reports what a busy machine has made slow
-    return re.sub(r'(?m)^Executing <.*\n', '', report.decode())
+    """A report without what asyncio says, in development mode, of a busy machine's slow steps,
+    and what Python says of a SIGINT that it has lost in a finalizer: another is sent then."""
+    return re.sub(r'(?m)^Executing <.*\n|^Exception ignored in: .*\nTraceback .*\n'
+                  r'(?: .*\n)+KeyboardInterrupt: *\n', '', report.decode())
 
 
 def interrupted_process(process):
