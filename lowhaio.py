@@ -1973,6 +1973,7 @@ class _Request:
         """The steps: take each chunk of the caller's body, and send a packet's worth of them."""
         next_chunk = self._begun()
         ask: Any = functools.partial(_unhooked, next_chunk)
+        is_coded = self._decoder is not None
         gathered = 0
         while True:
             try:
@@ -1985,22 +1986,37 @@ class _Request:
                 return
             ask = next_chunk
             self._cancellation = None
-            if chunk.__class__ is not bytes or self._decoder is not None:
+            if is_coded or chunk.__class__ is not bytes:
                 chunk = await self._checked(chunk)
-            gathered = self._taken(chunk, gathered)
+            size = len(chunk)
+            self._remaining -= size
+            if self._remaining < 0:
+                self._refuse(ValueError(self._excess()))
+
+            connection, sent = self._connection, 0
+            if size < _PACKET_BYTES or self._unsent:
+                connection.credit -= _CALL_BYTES
+            else:
+                sent = connection.send_now(chunk)
+            if sent < size:
+                self._unsent.append(memoryview(chunk)[sent:] if sent else chunk)
+                gathered += size
             del chunk  # A view of it would keep the caller from resizing it
-            while gathered >= _PACKET_BYTES:
-                # All of it, before the next chunk: the caller may use the memory again
-                if self._flush():
-                    gathered = 0
-                else:
-                    await _no_more_now()
-            if self._connection.credit <= 0:
-                self._flush()  # What is there isn't held back by a body that only computes
-                await _no_more_now()
+            if gathered >= _PACKET_BYTES or connection.credit <= 0:
+                gathered = await self._send_gathered(gathered)
         self._chunks = None
-        if self._remaining and self.state is not _STOPPED:
-            self._refuse(ValueError(self._shortage()))
+        self._check_end()
+
+    async def _send_gathered(self, gathered: int) -> int:
+        """Send a packet's worth, or what the turn allows; return how much is still gathered."""
+        if gathered >= _PACKET_BYTES:
+            while not self._flush():  # Before the next one: its memory may be used again
+                await _no_more_now()
+            gathered = 0
+        if self._connection.credit <= 0:
+            self._flush()  # What is there isn't held back by a body that only computes
+            await _no_more_now()
+        return gathered
 
     def _begun(self) -> Callable[[], Awaitable[Any]]:
         try:
@@ -2009,35 +2025,20 @@ class _Request:
         except Exception as exception:
             raise self._body_error(exception) from exception
 
-    def _taken(self, chunk: Union[bytes, memoryview], gathered: int) -> int:
-        """Send a chunk if it is large, or gather it; return how much is to be sent before more."""
-        size = len(chunk)
-        self._remaining -= size
-        if self._remaining < 0:
-            self._refuse(ValueError(self._excess()))
-        connection = self._connection
-        connection.credit -= _CALL_BYTES
-        if size < _PACKET_BYTES or self._unsent:
-            if size:
-                self._unsent.append(chunk)
-            return gathered + size
-        sent: int = connection.send_now(chunk)
-        if sent == size:
-            return 0
-        self._unsent.append(memoryview(chunk)[sent:])
-        return _PACKET_BYTES
-
     def _excess(self) -> str:
         if b'content-length' in self.framing:
             return 'it has more bytes than content-length says'
         return ('it has bytes, but neither content-length nor transfer-encoding is given: '
                 "(b'content-length', b'%d' % len(data)) in headers is enough")
 
-    def _shortage(self) -> str:
+    def _check_end(self) -> None:
+        if not self._remaining or self.state is _STOPPED:
+            return
         if self._decoder is not None:
-            return 'the body ended before its last chunk' + _CHUNKS_ADVICE
+            self._refuse(ValueError('the body ended before its last chunk' + _CHUNKS_ADVICE))
         length = int(self.framing[b'content-length'])
-        return 'the body ended after %d of its %d bytes' % (length - self._remaining, length)
+        self._refuse(ValueError('the body ended after %d of its %d bytes'
+                                % (length - self._remaining, length)))
 
     async def _checked(self, chunk: Any) -> Union[bytes, memoryview]:
         """Return a chunk that can't be changed. One that has chunks of the coding, which may be
