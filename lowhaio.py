@@ -2215,7 +2215,7 @@ async def _response_head(request: _Request, connection: _Connection, limit: int)
     request.attach(connection)
     try:
         request.progress()
-        if request.state is _SENT and not request.has_body:
+        if request.state is _SENT:
             await connection.event()  # There can be nothing yet
         is_final = False
         while not is_final:
