@@ -1192,7 +1192,7 @@ class _Connection:
         self._timer: Optional[asyncio.TimerHandle] = None
         self._reads = self._writes = False  # What the loop watches for
         self._watch(True, False)
-        self._poll = _poll_of(sock)
+        self._poll: Optional[Callable[[int], Any]] = None  # Once it is asked for
 
     async def handshake(self) -> None:
         """Do the TLS handshake, which may take the timeout as a whole."""
@@ -1215,7 +1215,8 @@ class _Connection:
         data = self._received
         if data is None:
             # A read that finds nothing takes three times as long as to poll
-            if self._reads and not self.is_full and not self._poll(0) and not self._pending():
+            if self._reads and not self.is_full and \
+                    not self._is_readable() and not self._pending():
                 return None  # There will be an event
             return self._receive()
         self._received = None
@@ -1231,6 +1232,11 @@ class _Connection:
         failure, self.failure = self.failure, None
         assert failure is not None
         return failure
+
+    def _is_readable(self) -> bool:
+        if self._poll is None:
+            self._poll = _poll_of(self._sock)
+        return bool(self._poll(0))
 
     def _pending(self) -> bool:
         """Whether TLS has decrypted what was not asked for: no event tells of it."""
@@ -1260,7 +1266,7 @@ class _Connection:
     def is_quiet(self) -> bool:
         """Whether nothing has arrived, the end of the connection included."""
         try:
-            return self._received is None and (not self._poll(0) or self._receive() is None)
+            return self._received is None and (not self._is_readable() or self._receive() is None)
         except OSError:
             return False
 
