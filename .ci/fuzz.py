@@ -84,6 +84,10 @@ INTERIM_HEADS = re.compile(
 MARK = re.compile(rb'[\r\n:; ]|\Z')
 choice = functools.lru_cache(None)(strategies.sampled_from)  # To make it takes longer than to draw
 
+WAYS = choice(tuple(itertools.product(
+    ['close'] * 16 + ['reset', 'keep'] * 2, [False] * 9 + [True],
+    ['all'] * 8 + ['first', 'none'])))
+
 
 def one(draw, *choices):
     return draw(choice(choices))
@@ -91,8 +95,8 @@ def one(draw, *choices):
 
 def place(draw, data):
     """An index, often one at which something begins or ends."""
-    index = draw(strategies.integers(0, len(data)))
-    return MARK.search(data, index).start() if one(draw, False, True) else index
+    index, is_at_mark = divmod(draw(strategies.integers(0, 2 * len(data) + 1)), 2)
+    return MARK.search(data, index).start() if is_at_mark else index
 
 
 EDITS = (  # Of a part of the data: what comes in its place
@@ -116,7 +120,7 @@ def tail(draw, data):
 def edited(draw, data, *times):
     for _ in range(one(draw, *times)):
         start = place(draw, data)
-        size = one(draw, 0, 1, 9, None)
+        size = one(draw, 0, 1, 9, None, len(data))
         start, end = sorted((start, place(draw, data) if size is None else start + size))
         data = data[:start] + one(draw, *EDITS)(draw, data[start:end]) + data[end:]
     return data
@@ -152,10 +156,10 @@ def responses(draw):
         (b'POST', (CODING,), (None, test.chunked(b'data'))),
         (b'PUT', ((b'content-length', b'300000'),), (b'd' * 100000,) * 3),
         (b'PUT', ((b'content-length', b'4'), (b'expect', b'100-continue')), (b'data',)))
-    end = one(draw, *['close'] * 16, *['reset', 'keep'] * 2)
+    end, is_early, reading = draw(WAYS)
     case = Case(
-        data, cuts(draw, data), end, one(draw, *[False] * 9, True), method, headers, body,
-        one(draw, *['all'] * 8, 'first', 'none'), one(draw, *[None] * 90, *range(12)),
+        data, cuts(draw, data), end, is_early, method, headers, body, reading,
+        one(draw, *[None] * 90, *range(12)),
         one(draw, *(65536, 65536, 100, 7, 1)[:4 if len(data) > 1000 else 5]),
         one(draw, row.limit, row.limit, 16384, 100000, 60), 0.05 if end == 'keep' else 2)
     # libuv tells of a reset once: what a SegmentedSocket keeps back then would be waited for
