@@ -294,8 +294,8 @@ class Plan:
         """The steps, and what else the server does after each of them, up to what ends it."""
         script, limit = [], self.limit()
         if self.fault != 'no' and not limit:
-            size = self.stop if self.random('start').random() < 0.5 else 0
-            return [(size, b'', self.fault)]
+            first = min(self.stop, self.steps()[0][0])  # For which the caller's body may wait
+            return [(self.random('start').choice((0, first)), b'', self.fault)]
         for index, (position, unit) in enumerate(self.steps()):
             if self.fault != 'no' and limit <= len(unit):
                 return [*script, (position, unit[:limit], self.fault)]
