@@ -1,19 +1,21 @@
-"""Fuzzes lowhaio with mutations of the rows of test.py.
+"""Fuzzes lowhaio with mutations of the rows of test.py, which hypothesis makes and shrinks.
 
-    python -W error -X dev .ci/fuzz.py SECONDS [SEED] [--case NUMBER]
+    python -W error -X dev .ci/fuzz.py SECONDS [SEED] [--blob BLOB]
 
 Whatever a server sends, a request comes to a result or to an HttpError, and soon; to the same in
 whichever segments it arrives; and in time that grows with its size, not with the square of it.
 Nothing is left behind, and the next request gets its own answer. Whatever the caller's body
 yields, what leaves is the start of a body that is framed as the head says.
 
-A case depends on the seed, its number and the rows alone. It is printed if it shows a fault.
+Cases depend on the seed and the rows alone. One that shows a fault is printed as it is found, and
+again when it is as small as it gets, with the blob that plays it alone.
 """
 
 import argparse
 import asyncio
 import collections
 import contextlib
+import functools
 import gc
 import itertools
 import logging
@@ -30,11 +32,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import hypothesis
+from hypothesis import strategies
+
 import lowhaio
 import test
 
 HANG_SECONDS = 5
-MAX_FAULTS = 5
+BATCH = 100  # Cases; what hypothesis remembers of them makes it slower to look for garbage
 
 CODING = (b'transfer-encoding', b'chunked')
 SECOND = b'GET /second '
@@ -66,107 +71,131 @@ class Case(typing.NamedTuple):
     max_header_length: int = 16384
     socket_timeout: float = 2
 
-    def __str__(self):
-        return ''.join('    %s=%s,\n' % (name, literal(value))
-                       for name, value in self._asdict().items())
+
+# ---- How cases are made: of a choice, the first is the simplest ----
 
 
-def literal(value):
-    """What Python reads as the value, with repeated bytes written as such."""
-    if isinstance(value, tuple):
-        return '(%s)' % ''.join(literal(member) + ', ' for member in value)
-    if not isinstance(value, bytes) or not value:
-        return repr(value)
-    runs = re.finditer(rb'(.)\1{30,}|(?:(?!(.)\2{30}).)+', value, re.DOTALL)
-    return ' + '.join('%r * %d' % (run[1], len(run[0])) if run[1] else repr(run[0])
-                      for run in runs)
+BYTE = strategies.integers(0, 255)
+ROW = strategies.sampled_from(test.RESPONSES)
 
 
-# ---- How cases are made ----
+INTERIM_HEADS = re.compile(
+    rb'(?:HTTP/1\.[0-9] 1(?!01)[0-9]{2}(?:(?!\r\n\r\n).)*\r\n\r\n){101}', re.DOTALL)
+MARK = re.compile(rb'[\r\n:; ]|\Z')
+choice = functools.lru_cache(None)(strategies.sampled_from)  # To make it takes longer than to draw
+
+WAYS = choice(tuple(itertools.product(
+    ['close'] * 16 + ['reset', 'keep'] * 2, [False] * 9 + [True],
+    ['all'] * 8 + ['first', 'none'])))
 
 
-def place(rng, data):
+def one(draw, *choices):
+    return draw(choice(choices))
+
+
+def place(draw, data):
     """An index, often one at which something begins or ends."""
-    marks = [match.start() for match in re.finditer(rb'[\r\n:; ]|\Z', data)]
-    return rng.choice((rng.randint(0, len(data)), rng.choice(marks)))
+    index, is_at_mark = divmod(draw(strategies.integers(0, 2 * len(data) + 1)), 2)
+    return MARK.search(data, index).start() if is_at_mark else index
 
 
-def mutated(rng, data, *times):
-    for _ in range(rng.choice(times)):
-        start = place(rng, data)
-        start, end = sorted((start, rng.choice((start, start + 1, start + 9, place(rng, data)))))
-        span, token, other = data[start:end], rng.choice(TOKENS), rng.choice(test.RESPONSES).data
-        data = data[:start] + rng.choice((
-            b'', token, token, token + span, span * 2, span.swapcase(), other + span,
-            other[place(rng, other):],
-            bytes(byte ^ 1 << rng.randrange(8) for byte in span),
-            bytes((rng.randrange(256),)) * rng.choice((1, 2, 20, 300, 16384)),
-        )) + data[end:]
+EDITS = (  # Of a part of the data: what comes in its place
+    lambda draw, part: b'',
+    lambda draw, part: one(draw, *TOKENS),
+    lambda draw, part: one(draw, *TOKENS),
+    lambda draw, part: one(draw, *TOKENS) + part,
+    lambda draw, part: part * 2,
+    lambda draw, part: part.swapcase(),
+    lambda draw, part: draw(ROW).data + part,
+    lambda draw, part: tail(draw, draw(ROW).data),
+    lambda draw, part: bytes(map(draw(BYTE).__xor__, part)),
+    lambda draw, part: bytes((draw(BYTE),)) * one(draw, 1, 2, 20, 300, 16384),
+)
+
+
+def tail(draw, data):
+    return data[place(draw, data):]
+
+
+def edited(draw, data, *times):
+    for _ in range(one(draw, *times)):
+        start = place(draw, data)
+        size = one(draw, 0, 1, 9, None, len(data))
+        start, end = sorted((start, place(draw, data) if size is None else start + size))
+        data = data[:start] + one(draw, *EDITS)(draw, data[start:end]) + data[end:]
     return data
 
 
-def chunk_stream(rng):
+def chunk_stream(draw):
     lines = []
-    for _ in range(rng.randint(0, 5)):
-        chunk = rng.choice((b'a', b'\r\n', b'0\r\n\r\n', bytes(range(256)), b'b' * 3000))
-        size = b'%0*x' % (rng.choice((1, 1, 1, 1, 2, 16, 17)), len(chunk))
-        lines += [size + rng.choice((b'', b'', b' ', b';a', b' ;a="b"')), chunk]
-    lines += [b'0', *rng.choice(((), (), (b'a: b',), (b'a:', b' b', b'C: d'))), b'', b'']
+    for _ in range(draw(strategies.integers(0, 5))):
+        chunk = one(draw, b'a', b'\r\n', b'0\r\n\r\n', bytes(range(256)), b'b' * 3000)
+        size = b'%0*x' % (one(draw, 1, 1, 1, 1, 2, 16, 17), len(chunk))
+        lines += [size + one(draw, b'', b'', b' ', b';a', b' ;a="b"'), chunk]
+    lines += [b'0', *one(draw, (), (), (b'a: b',), (b'a:', b' b', b'C: d')), b'', b'']
     return b'\r\n'.join(lines)
 
 
-def cuts(rng, data):
+def cuts(draw, data):
     """The sizes of the pieces to cut data into, but for the last."""
-    if len(data) < 300 and rng.random() < 0.2:
+    count = one(draw, 0, 1, 1, 2, 5, 20, *[None] * 2 * (len(data) < 300))
+    if count is None:
         return (1,) * len(data)
-    at = sorted({0, *(place(rng, data) for _ in range(rng.choice((0, 1, 1, 2, 5, 20))))})
+    at = sorted({0, *(place(draw, data) for _ in range(count))})
     return tuple(end - start for start, end in zip(at, at[1:]))
 
 
-def response_case(rng):
-    row = rng.choice(test.RESPONSES)
-    data = mutated(rng, row.data, 0, 1, 1, 1, 2, 3, 5) if rng.random() < 0.8 else \
-        test.CHUNKED + mutated(rng, chunk_stream(rng), 0, 1, 1, 2)
-    method, headers, body = rng.choice((
-        *[(row.method, (), ())] * 4, (b'HEAD', (), ()),
+@strategies.composite
+def responses(draw):
+    row = draw(ROW)
+    data = edited(draw, row.data, 0, 1, 1, 1, 2, 3, 5) if one(draw, True, True, True, False) else \
+        test.CHUNKED + edited(draw, chunk_stream(draw), 0, 1, 1, 2)
+    data = one(draw, *[b''] * 20, test.CONTINUE, test.CONTINUE * 101) + data
+    data = data[:place(draw, data)] if one(draw, *[False] * 12, True) else data
+    method, headers, body = one(
+        draw, *[(row.method, (), ())] * 4, (b'HEAD', (), ()),
         (b'POST', ((b'content-length', b'4'),), (b'da', None, b'ta')),
         (b'POST', (CODING,), (None, test.chunked(b'data'))),
         (b'PUT', ((b'content-length', b'300000'),), (b'd' * 100000,) * 3),
-        (b'PUT', ((b'content-length', b'4'), (b'expect', b'100-continue')), (b'data',)),
-    ))
-    end = rng.choice(('close',) * 16 + ('reset', 'reset', 'keep', 'keep'))
+        (b'PUT', ((b'content-length', b'4'), (b'expect', b'100-continue')), (b'data',)))
+    end, is_early, reading = draw(WAYS)
     case = Case(
-        data, cuts(rng, data), end, rng.random() < 0.1, method, headers, body,
-        reading=rng.choice(('all',) * 8 + ('first', 'none')),
-        turns=rng.randrange(12) if rng.random() < 0.1 else None,
-        recv_bufsize=rng.choice((65536, 65536, 100, 7, 1)[:4 if len(data) > 1000 else 5]),
-        max_header_length=rng.choice((row.limit, row.limit, 16384, 100000, 60)),
-        socket_timeout=0.05 if end == 'keep' else 2)
+        data, cuts(draw, data), end, is_early, method, headers, body, reading,
+        one(draw, *[None] * 90, *range(12)),
+        one(draw, *(65536, 65536, 100, 7, 1)[:4 if len(data) > 1000 else 5]),
+        one(draw, row.limit, row.limit, 16384, 100000, 60), 0.05 if end == 'keep' else 2)
     # libuv tells of a reset once: what a SegmentedSocket keeps back then would be waited for
-    return case._replace(segments=()) \
-        if test.LOOP == 'uvloop' and (end == 'reset' or case.early) else case
+    return (case._replace(segments=())
+            if test.LOOP == 'uvloop' and (end == 'reset' or case.early) else case,)
 
 
-def upload_case(rng):
-    stream, body = mutated(rng, chunk_stream(rng), 0, 1, 1, 1, 2), []
-    length = b'content-length', b'%d' % max(0, len(stream) + rng.choice((-1, 0, 1)))
-    for end in itertools.accumulate((*cuts(rng, stream), len(stream))):
-        piece = stream[sum(map(len, filter(None, body))):end]
-        body += [piece, *rng.choice(((), (), (None,), (None, b''), (None,) * 5))]
-    return Case(test.OK, end='keep', method=b'POST', body=tuple(body), max_header_length=1000000,
-                headers=(rng.choice((CODING, CODING, CODING, length)),))
+@strategies.composite
+def uploads(draw):
+    stream, body, start = edited(draw, chunk_stream(draw), 0, 1, 1, 1, 2), [], 0
+    length = b'content-length', b'%d' % max(0, len(stream) + one(draw, 0, 1, -1))
+    for end in itertools.accumulate((*cuts(draw, stream), len(stream))):
+        body += [stream[start:end], *one(draw, (), (), (None,), (None, b''), (None,) * 5)]
+        start = end
+    return (Case(test.OK, end='keep', method=b'POST', body=tuple(body), max_header_length=1000000,
+                 headers=(one(draw, CODING, CODING, CODING, length),)),)
 
 
-def repeat_cases(rng):
+@strategies.composite
+def repeats(draw):
     """A case with a repeated byte, alone or within a row, and one with four times as many."""
-    data = rng.choice((b'', test.CHUNKED + chunk_stream(rng), rng.choice(test.RESPONSES).data))
-    at = place(rng, data)
-    byte = bytes((rng.choice((rng.randrange(256), *b'\r\n\t :;,"a0f')),))
-    size, bufsize = rng.choice(((4096, 65536),) * 5 + ((4096, 1), (16384, 16)))
+    data = one(draw, b'', test.CHUNKED, None)
+    data = draw(ROW).data if data is None else data and data + chunk_stream(draw)
+    at, byte = place(draw, data), bytes((draw(BYTE | choice(tuple(b'\r\n\t :;,"a0f'))),))
+    size, bufsize = one(draw, *[(4096, 65536)] * 5, (4096, 1), (16384, 16))
     # With each segment, a line that isn't whole is looked through anew, up to the limit
     limit = 1000000 if bufsize == 65536 else 1000
-    return [Case(data[:at] + byte * count + data[at:], recv_bufsize=bufsize,
-                 max_header_length=limit) for count in (size, 4 * size)]
+    return tuple(Case(data[:at] + byte * count + data[at:], recv_bufsize=bufsize,
+                      max_header_length=limit) for count in (size, 4 * size))
+
+
+# Made once: to make a strategy takes as long as to play a case
+CASES = strategies.sampled_from(
+    [responses()] * 5 + [uploads()] * 2 + [repeats()] * 2).flatmap(lambda strategy: strategy)
 
 
 # ---- What the body of a request may be (RFC 9112 6.2, 7.1) ----
@@ -218,6 +247,7 @@ class Play:
         self.segments = list(case.segments)
         self.received = b''  # Of the body of the request
         self.tasks = []
+        self.is_cancelled = False
 
     def spawn(self, coroutine):
         self.tasks.append(self.loop.create_task(coroutine))
@@ -300,9 +330,11 @@ class Play:
         if self.case.turns is not None:
             for _ in range(self.case.turns):
                 await asyncio.sleep(0)
-            self.client.cancel()
+            self.is_cancelled = self.client.cancel()
         try:
-            return await self.client
+            outcome = await self.client
+            assert not self.is_cancelled, 'a cancellation was lost'
+            return outcome
         except asyncio.CancelledError:
             return (asyncio.CancelledError,)
 
@@ -410,7 +442,7 @@ def check_body(method, code, headers, body):
 def check_exception(exception, case):
     assert type(exception).__name__ in lowhaio.__all__, repr(exception)
     assert re.fullmatch(r'[ -~]{1,600}', str(exception)), repr(exception)
-    assert case.end == 'keep' or not isinstance(exception.__cause__, asyncio.TimeoutError), \
+    assert case.socket_timeout < 1 or not isinstance(exception.__cause__, asyncio.TimeoutError), \
         'waited in vain: %r' % exception
 
 
@@ -418,47 +450,68 @@ def check_exception(exception, case):
 
 
 class Hang(KeyboardInterrupt):
-    """Which a loop lets pass from wherever it is raised."""
+    """Which a loop lets pass from wherever it is raised, and hypothesis too."""
 
 
 class Fuzzer:
-    """Makes cases, plays them, and looks at what is left of them."""
+    """Plays cases, and looks at what is left of them."""
 
     def __init__(self, caught, logged):
         self.loop = test.Loop()
         self.loop.set_debug(False)  # Its tracebacks take half of the time
         self.caught = caught
         self.logged = logged
+        self.count = self.faults = 0
         self.outcomes = collections.Counter()
-        self.plays = []  # Of the last case
-        gc.freeze()  # So that collecting what cases leave takes no time
+        self.play = None  # The last one
         self.files = test.open_files()
-        self.threads = test.threads()
         sys.unraisablehook = lambda unraisable: self.loop.faults.append(
             'unraisable: %r in %r' % (unraisable.exc_value, unraisable.object))
         signal.signal(signal.SIGALRM, self._on_alarm)
 
     def _on_alarm(self, *_):
-        raise Hang('hangs at ' + test.where(self.plays[-1].client))
+        raise Hang('hangs at ' + test.where(self.play.client))
 
-    def fuzz(self, rng):
-        self.plays = []
-        rng.choice((self._response,) * 5 + (self._upload,) * 2 + (self._repeat,) * 2)(rng)
+    def run(self, arguments):
+        """Let hypothesis make cases until the time is over, or one has shown a fault."""
+        self.end = time.monotonic() + arguments.seconds
+        for number in itertools.count():
+            gc.unfreeze()
+            gc.collect()
+            check = hypothesis.seed('%d %d' % (arguments.seed, number))(SETTINGS(
+                hypothesis.given(cases=CASES)(self._check)))
+            if arguments.blob:
+                check = hypothesis.reproduce_failure(
+                    hypothesis.__version__, arguments.blob.encode())(check)
+            try:
+                check()
+            except (Exception, Hang):
+                traceback.print_exc(file=sys.stdout)
+            if self.faults or time.monotonic() > self.end:
+                break
 
-    def _response(self, rng):
-        case = response_case(rng)
+    def _check(self, cases):
+        if not self.faults and time.monotonic() > self.end:
+            return
+        self.count += 1
+        try:
+            (self._check_time if len(cases) > 1 else self._check_one)(*cases)
+        except (Exception, Hang) as exception:
+            if not self.faults:
+                print('\nFault: %.2000s\n%r\n' % (exception, self.play.case), flush=True)
+            self.faults += 1
+            raise
+
+    def _check_one(self, case):
         outcome = self._outcome(case)
+        assert not is_result(outcome) or not INTERIM_HEADS.match(case.data), 'read without end'
         if (case.end, case.early, case.reading, case.turns) == ('close', False, 'all', None):
             at_once = self._outcome(case._replace(segments=(), recv_bufsize=65536))
             assert comparable(outcome) == comparable(at_once), \
                 '%r, but at once %r' % (outcome, at_once)
 
-    def _upload(self, rng):
-        self._outcome(upload_case(rng))
-
-    def _repeat(self, rng):
+    def _check_time(self, *cases):
         """Four times as much takes four times as long, and not sixteen times."""
-        cases = repeat_cases(rng)
         for _ in range(3):
             small, large = (self._cpu_seconds(case) for case in cases)
             if large < max(0.05, 8 * small):
@@ -471,11 +524,11 @@ class Fuzzer:
         return time.process_time() - start
 
     def _outcome(self, case):
-        play = Play(self.loop, case)
-        self.plays.append(play)
+        gc.freeze()  # So that to collect what it leaves takes no time
+        self.play = Play(self.loop, case)
         signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
         try:
-            outcome = self.loop.run_until_complete(play.outcome())
+            outcome = self.loop.run_until_complete(self.play.outcome())
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             faults = self._faults()
@@ -499,43 +552,32 @@ class Fuzzer:
         return faults
 
 
+SETTINGS = hypothesis.settings(
+    max_examples=BATCH, database=None, deadline=None, print_blob=True,
+    phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+    suppress_health_check=list(hypothesis.HealthCheck))
+
+
 def main():
     parser = argparse.ArgumentParser(description='Fuzz lowhaio.')
     parser.add_argument('seconds', type=float)
     parser.add_argument('seed', type=int, nargs='?', default=random.randrange(1000000))
-    parser.add_argument('--case', type=int, help='the number of the only case to play')
+    parser.add_argument('--blob', help='the only case to play, as hypothesis has printed it')
     arguments = parser.parse_args()
     print('seed %d' % arguments.seed, flush=True)
 
+    start = time.monotonic()
     with warnings.catch_warnings(record=True) as caught, \
             test.LogRecords('asyncio', logging.WARNING) as logged:
         warnings.simplefilter('always')
-        sys.exit(run(Fuzzer(caught, logged), arguments))
+        fuzzer = Fuzzer(caught, logged)
+        fuzzer.run(arguments)
 
-
-def run(fuzzer, arguments):
-    """Return the number of faults."""
-    start, count, faults = time.monotonic(), 0, 0
-    numbers = itertools.count() if arguments.case is None else [arguments.case]
-    for number in numbers:
-        if time.monotonic() > start + arguments.seconds and numbers != [number]:
-            break
-        count += 1
-        try:
-            fuzzer.fuzz(random.Random('%d %d' % (arguments.seed, number)))
-        except (Exception, Hang) as exception:
-            faults += 1
-            print('\nFault: seed %d --case %d, Case(\n%s)' % (
-                arguments.seed, number, fuzzer.plays[-1].case))
-            traceback.print_exc(file=sys.stdout)
-            if isinstance(exception, Hang) or faults == MAX_FAULTS:
-                break
-
-    seconds = time.monotonic() - start
     print('seed %d: %d faults in %d cases, %.0f a second: %s' % (
-        arguments.seed, faults, count, count / seconds,
+        arguments.seed, bool(fuzzer.faults), fuzzer.count,
+        fuzzer.count / (time.monotonic() - start),
         ', '.join('%d %s' % (count, name) for name, count in fuzzer.outcomes.most_common())))
-    return min(faults, 1)
+    sys.exit(bool(fuzzer.faults))
 
 
 if __name__ == '__main__':
