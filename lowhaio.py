@@ -1269,7 +1269,7 @@ class _Connection:
         """Whether nothing has arrived, the end of the connection included."""
         try:
             return self._received is None and (not self._is_readable() or self._receive() is None)
-        except OSError:
+        except (OSError, ValueError):  # TLS that is closed raises a ValueError
             return False
 
     def send_now(self, data: Union[bytes, memoryview]) -> int:
