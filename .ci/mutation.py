@@ -274,7 +274,7 @@ def try_mutant(mutant, names, seconds, folder, source):
         source.splitlines(True), mutated.splitlines(True), n=0))[2:])
     return {'key': mutant['key'], 'section': mutant['section'], 'line': mutant['line'],
             'caught_by': '' if not status else ran[-1] if ran else 'import',
-            'by_time': os.WIFSIGNALED(status), 'tests': len(ran), 'of': len(names), 'diff': diff,
+            'by_time': os.WIFSIGNALED(status), 'tests': len(ran), 'diff': diff,
             'seconds': round(time.monotonic() - started, 1)}
 
 
@@ -351,12 +351,14 @@ def run_all(mutants, tests, folder, source, options):
             continue
         place = key.partition(':')[0]
         names, time_left = [], options.seconds
-        for name in sorted(tests_for(mutant, tests, source), key=lambda name: (
+        covering = tests_for(mutant, tests, source)
+        for name in sorted(covering, key=lambda name: (
                 -catches[place, name], seconds[name])):
             time_left -= seconds[name]
             if time_left > 0 or not names:
                 names.append(name)
         result = results[key] = try_mutant(mutant, names, seconds, folder, source)
+        result['of'] = len(covering)
         catches[place, result['caught_by']] += 1
         with open(folder / 'results', 'a') as file:
             file.write(json.dumps(result) + '\n')
