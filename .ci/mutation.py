@@ -1,8 +1,8 @@
 """Breaks lowhaio.py in one place after another, and tells which of that no test notices.
 
     pip install '.[test]' coverage mutmut
-    python -W error -X dev .ci/mutation.py --sample 100
-    python -W error -X dev .ci/mutation.py --section 'Response head'
+    python -W error .ci/mutation.py --sample 100
+    python -W error .ci/mutation.py --section 'Response head'
 
 The mutants are those of mutmut's operators. Each is tried in a process of its own, forked from one
 that has imported all else, on the tests that run its line (coverage.py knows which): those that
