@@ -4024,6 +4024,34 @@ class NameFilesTest(OwnMachineTest):
 # ---- Connection ----
 
 
+def length(size):
+    return ((b'content-length', b'%d' % size),)
+
+
+CODING = ((b'transfer-encoding', b'chunked'),)
+CHUNK, LAST_CHUNK = b'1\r\na\r\n', b'0\r\n\r\n'
+HALF = HEAD + b'content-length: 5\r\n\r\nabc'
+REFUSAL = response(b'big', status=b'413 Too Large')
+
+
+def sockets(kind=socket.socket, send_buffer=None, receive_buffer=None):
+    """A get_sock that makes sockets of a class, whose buffers may be small."""
+    def get_sock(family=socket.AF_INET):
+        sock = kind(family, socket.SOCK_STREAM)
+        if send_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        return sock
+    return get_sock
+
+
+async def gone(peer):
+    """Wait until the client's end of a connection is closed."""
+    while peer.is_open():
+        await asyncio.sleep(0)
+
+
 @contextlib.contextmanager
 def silent_address(address='127.0.0.1', port=0):
     """The port of an address that neither accepts a connection nor refuses it."""
@@ -4626,7 +4654,7 @@ class TimeoutsOfPhasesTest(TestCase):
 
     async def test_upload_that_nobody_reads_times_out_as_a_data_error(self):
         server = self.serve()
-        headers = ((b'content-length', b'100000000'),)
+        headers = length(10**8)
         await self.fails(HttpDataError, self.pool(socket_timeout=0.2)(
             b'PUT', server.url, headers=headers, body=streamed(bytes(100000000))),
             'socket_timeout', asyncio.TimeoutError)
@@ -4655,7 +4683,7 @@ class TimeoutsOfPhasesTest(TestCase):
         server = self.serve(script=script)
         result = await fetch(
             self.pool(socket_timeout=0.4), b'PUT', server.url, body=streamed(bytes(size)),
-            headers=((b'content-length', b'%d' % size),))
+            headers=length(size))
         self.assertEqual(result[2], b'ok')
         self.assertGreater(time.monotonic() - start, 0.6)
 
@@ -4665,7 +4693,7 @@ class TimeoutsOfPhasesTest(TestCase):
             yield b'a'
         server = self.serve(OK)
         code, _, _ = await fetch(self.pool(socket_timeout=0.1), b'PUT', server.url, body=body,
-                                 headers=((b'content-length', b'1'),))
+                                 headers=length(1))
         self.assertEqual(code, b'200')
 
     async def test_consumer_may_take_longer_than_the_timeout(self):
@@ -4969,13 +4997,6 @@ class TlsTest(TestCase):
 # ---- Exchange (RFC 9110 10.1.1, RFC 9112 9.3) ----
 
 
-def length(size):
-    return ((b'content-length', b'%d' % size),)
-
-
-CODING = ((b'transfer-encoding', b'chunked'),)
-
-
 class UploadTest(TestCase):
 
     async def upload(self, *chunks, headers, **kwargs):
@@ -5101,7 +5122,7 @@ class UploadTest(TestCase):
                 self.assertEqual(ended, [number])
                 while not server.peers:
                     await asyncio.sleep(0)
-                await CancellationTest.gone(self, server.peers[0])
+                await gone(server.peers[0])
                 kinds.add((type(raised.exception), bool(server.peers[0].received)))
                 self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
         self.assertEqual(kinds, {(HttpConnectionError, False), (HttpDataError, True)})
@@ -5122,7 +5143,6 @@ class UploadTest(TestCase):
 class EarlyResponseTest(TestCase):
 
     SIZE = 30000000
-    RESPONSE = b'HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig'
 
     async def early(self, script, tls=None):
         """What a request gets whose body is answered by script after its head."""
@@ -5137,7 +5157,7 @@ class EarlyResponseTest(TestCase):
 
         async def run(peer):
             await peer.read_until(b'\r\n\r\n')
-            await peer.send(self.RESPONSE)
+            await peer.send(REFUSAL)
             await script(peer)
             await answered
             with contextlib.suppress(ssl.SSLError):  # Cut in the middle of a record
@@ -5175,7 +5195,7 @@ class EarlyResponseTest(TestCase):
     async def ends(self, end):
         async def script(peer):
             await peer.read_until(b'\r\n\r\n')
-            await peer.send(self.RESPONSE)
+            await peer.send(REFUSAL)
             end(peer)
         server = self.serve(script=script)
         result = await fetch(self.pool(), b'PUT', server.url, headers=length(self.SIZE),
@@ -5216,7 +5236,7 @@ class EarlyResponseTest(TestCase):
             if peer is server.peers[0]:
                 await peer.read_until(b'\r\n\r\n')
                 await peer.read(10**6)
-                await peer.send(self.RESPONSE)
+                await peer.send(REFUSAL)
                 await then(peer)
             else:
                 await peer.request()
@@ -5249,7 +5269,7 @@ class EarlyResponseTest(TestCase):
         task = self.spawn(fetch(self.pool(), b'PUT', server.url, headers=length(10), body=body))
         peer = await server.accept()
         await peer.read_until(b'\r\n\r\na')
-        await peer.send(self.RESPONSE)
+        await peer.send(REFUSAL)
         await self.turns(10)
         waiting.set_result(None)
         self.assertEqual((await task)[0], b'413')
@@ -5264,7 +5284,7 @@ class EarlyResponseTest(TestCase):
 
         async def script(peer):
             await peer.read_until(b'\r\n\r\n')
-            await peer.send(self.RESPONSE if peer is server.peers[0] else OK)
+            await peer.send(REFUSAL if peer is server.peers[0] else OK)
             if peer is server.peers[0]:
                 sent.set_result(None)
             await peer.ended()
@@ -5282,10 +5302,6 @@ class EarlyResponseTest(TestCase):
         await self.fails(HttpConnectionClosedError, fetch(
             self.pool(), b'PUT', server.url, headers=length(self.SIZE),
             body=streamed(bytes(self.SIZE))))
-
-
-HALF = HEAD + b'content-length: 5\r\n\r\nabc'
-CHUNK, LAST_CHUNK = b'1\r\na\r\n', b'0\r\n\r\n'
 
 
 class UploadingTest(TestCase):
@@ -5361,8 +5377,6 @@ class UploadingTest(TestCase):
 class RefusalTest(UploadingTest):
     """Codes of 300 and more, and a 101, stop sending at once, whatever the body waits for."""
 
-    BIG = b'HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig'
-
     def ways_to_wait(self):
         self.future, self.event = self.loop.create_future(), asyncio.Event()
         self.inner = self.spawn(self.event.wait())
@@ -5413,7 +5427,7 @@ class RefusalTest(UploadingTest):
                     task, peer = await self.begin(CHUNK, way, LAST_CHUNK, tls=tls)
                     await peer.expect(CHUNK)
                     await self.turns(5)
-                    await peer.send(self.BIG)
+                    await peer.send(REFUSAL)
                     self.assertEqual(await self.whole(task), (b'413', b'big'))
                     self.assertEqual(self.notes, ['CancelledError', 'closed'])
                     self.assertEqual(await self.closed(peer), b'')
@@ -5425,7 +5439,7 @@ class RefusalTest(UploadingTest):
     async def test_body_is_cancelled_before_it_has_yielded_anything(self):
         for tls in self.plain_and_tls():
             task, peer = await self.begin(asyncio.Event().wait, LAST_CHUNK, tls=tls)
-            await peer.send(self.BIG)
+            await peer.send(REFUSAL)
             self.assertEqual(await self.whole(task), (b'413', b'big'))
             self.assertEqual(self.notes, ['CancelledError', 'closed'])
             self.assertEqual(await self.closed(peer), b'')
@@ -5464,7 +5478,7 @@ class RefusalTest(UploadingTest):
     async def test_body_that_is_being_sent_is_closed_at_its_yield(self):
         for tls in self.plain_and_tls():
             task, peer = await self.begin(bytes(10**8), headers=length(10**8), tls=tls)
-            await peer.send(self.BIG)
+            await peer.send(REFUSAL)
             self.assertEqual(await self.whole(task), (b'413', b'big'))
             self.assertEqual(self.notes, ['GeneratorExit', 'closed'])
             await self.closed(peer)
@@ -5478,10 +5492,10 @@ class RefusalTest(UploadingTest):
         self.assertFalse(task.done())
         event.set()
         await peer.expect(CHUNK * 2)
-        await peer.send(self.BIG[:20])
+        await peer.send(REFUSAL[:20])
         await self.turns(5)
         self.assertFalse(task.done())
-        await peer.send(self.BIG[20:])
+        await peer.send(REFUSAL[20:])
         self.assertEqual(await self.whole(task), (b'413', b'big'))
         self.assertEqual(self.notes, ['CancelledError', 'closed'])
 
@@ -5496,7 +5510,7 @@ class RefusalTest(UploadingTest):
         for way, after in itertools.product((stubborn, stubborn_and_slow), ((), (LAST_CHUNK,))):
             with self.subTest(way=way, after=after):
                 task, peer = await self.begin(CHUNK, way, *after)
-                await peer.send(self.BIG)
+                await peer.send(REFUSAL)
                 self.assertEqual(await self.whole(task), (b'413', b'big'))
                 self.assertEqual(self.notes, ['GeneratorExit', 'closed'] if after else ['closed'])
                 self.assertEqual(await self.closed(peer), CHUNK)
@@ -5508,7 +5522,7 @@ class RefusalTest(UploadingTest):
             finally:
                 raise KeyError('mine')
         task, peer = await self.begin(CHUNK, failing, LAST_CHUNK)
-        await peer.send(self.BIG)
+        await peer.send(REFUSAL)
         try:
             self.assertEqual(await self.whole(task), (b'413', b'big'))
         except HttpDataError as exception:
@@ -5518,7 +5532,7 @@ class RefusalTest(UploadingTest):
 
     async def test_whole_refusal_is_returned_though_a_reset_follows(self):
         task, peer = await self.begin(CHUNK, asyncio.Event().wait, LAST_CHUNK)
-        await peer.send(self.BIG)
+        await peer.send(REFUSAL)
         peer.reset()
         self.assertEqual(await self.whole(task), (b'413', b'big'))
         self.assertEqual(self.notes, ['CancelledError', 'closed'])
@@ -5546,7 +5560,7 @@ class RefusalTest(UploadingTest):
     async def test_loop_rests_while_the_rest_of_a_refusal_is_awaited(self):
         task, peer = await self.begin(bytes(10**7), headers=length(10**8))
         await asyncio.sleep(0.05)  # The kernel is full
-        await peer.send(self.BIG[:-3])
+        await peer.send(REFUSAL[:-3])
         _, _, body = await task
         await self.takes_all(peer)
         reading = self.spawn(buffered(body))
@@ -5766,14 +5780,6 @@ class EarlySuccessTest(UploadingTest):
         self.assertEqual((chunks, await buffered(answer)), ([b'de'], b''))
 
 
-def small_buffers():
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-    sock.setblocking(False)
-    return sock
-
-
 class DuplexTest(UploadingTest):
 
     seconds = 20
@@ -5883,7 +5889,8 @@ class DuplexTest(UploadingTest):
         server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         _, _, answer = await self.uploading(
-            server, headers=length(1600 * 65536), body=body, get_sock=small_buffers)
+            server, headers=length(1600 * 65536), body=body,
+            get_sock=sockets(send_buffer=65536, receive_buffer=65536))
         received = 0
         for _ in range(20):
             await asyncio.sleep(0.02)
@@ -6216,7 +6223,7 @@ class AbandonedUploadTest(UploadingTest):
                     answer += b'x'  # Whole, and sending is over
                 else:
                     task, peer = await self.begin(CHUNK, step, LAST_CHUNK)
-                    answer = RefusalTest.BIG
+                    answer = REFUSAL
                 await peer.expect(CHUNK)
                 if cancels_first:
                     is_cancelled = task.cancel()
@@ -6483,7 +6490,7 @@ class CallersBodyTest(UploadingTest):
         task, peer = await self.begin(CHUNK, polls, LAST_CHUNK)
         await peer.expect(CHUNK)
         await asyncio.sleep(0.1)
-        await peer.send(RefusalTest.BIG)
+        await peer.send(REFUSAL)
         self.assertEqual(await self.whole(task), (b'413', b'big'))
         self.assertEqual(self.notes, ['CancelledError', 'closed'])
 
@@ -6646,7 +6653,7 @@ class LastWordTest(UploadingTest):
                 return super().send(data)
         with socket.create_server(('127.0.0.1', 0)) as listener:
             url = 'http://127.0.0.1:%d/' % listener.getsockname()[1]
-            request = self.pool(get_sock=lambda: TooLate(socket.AF_INET, socket.SOCK_STREAM))
+            request = self.pool(get_sock=sockets(TooLate))
             for kwargs in ({}, {'headers': length(3), 'body': streamed(b'abc')},
                            {'headers': length(10**7), 'body': streamed(bytes(10**7))}):
                 answered = []
@@ -6692,7 +6699,7 @@ async def main():
     global uploading
     uploading = asyncio.Event()
     pool = [*Pool(get_ssl_context=get_ssl_context)]
-    arguments = {'headers': ((b'content-length', b'2'),), 'body': upload}
+    arguments = {'headers': length(2), 'body': upload}
     held = [await pool[0](b'POST', url, **(arguments if case == 'duplex' else {}))]
     if case == 'idle':
         await buffered(held.pop()[2])
@@ -6809,7 +6816,6 @@ class NothingIsKeptTest(UploadingTest):
 class ExpectContinueTest(TestCase):
 
     HEADERS = (*length(3), (b'Expect', b'100-Continue'))
-    CONTINUE = b'HTTP/1.1 100 Continue\r\n\r\n'
 
     async def expecting(self, answer, then=b'', tls=None):
         """The result, and the bytes of the body that the server had got."""
@@ -6829,12 +6835,12 @@ class ExpectContinueTest(TestCase):
 
     async def test_body_is_sent_after_a_100(self):
         for tls in (None, True):
-            self.assertEqual(await self.expecting(self.CONTINUE, OK, tls), (b'200', b''))
+            self.assertEqual(await self.expecting(CONTINUE, OK, tls), (b'200', b''))
 
     async def test_body_waits_through_other_interim_responses(self):
         for tls in (None, True):
             self.assertEqual(await self.expecting(
-                b'HTTP/1.1 103 Hints\r\n\r\n' + self.CONTINUE, OK, tls), (b'200', b''))
+                b'HTTP/1.1 103 Hints\r\n\r\n' + CONTINUE, OK, tls), (b'200', b''))
 
     async def test_other_interim_response_lets_no_body_go(self):
         server = self.serve()
@@ -6846,7 +6852,7 @@ class ExpectContinueTest(TestCase):
         await self.turns(10)
         with self.assertRaises(BlockingIOError):
             peer.sock.recv(1)
-        await peer.send(self.CONTINUE)
+        await peer.send(CONTINUE)
         await peer.expect(b'abc')
         await peer.send(OK)
         self.assertEqual((await task)[0], b'200')
@@ -6882,7 +6888,7 @@ class ExpectContinueTest(TestCase):
 
     async def test_body_that_was_let_go_is_sent_to_its_end_after_a_200(self):
         for first, rest in ((OK[:-1], b'k'), (OK, b'')):
-            task, peer, event = await self.begun(self.CONTINUE)
+            task, peer, event = await self.begun(CONTINUE)
             await peer.send(first)
             await asyncio.sleep(0.01)
             event.set()
@@ -6891,14 +6897,14 @@ class ExpectContinueTest(TestCase):
             self.assertEqual((await task)[2], b'ok')
 
     async def test_body_that_was_let_go_is_stopped_by_a_417(self):
-        task, peer, _ = await self.begun(self.CONTINUE)
+        task, peer, _ = await self.begun(CONTINUE)
         await peer.send(b'HTTP/1.1 417 No\r\ncontent-length: 0\r\n\r\n')
         self.assertEqual((await task)[0], b'417')
         self.assertEqual(await peer.ended(), b'')
 
     async def test_body_is_sent_after_a_second_of_silence(self):
         start = time.monotonic()
-        self.assertEqual((await self.expecting(b'', self.CONTINUE + OK))[0], b'200')
+        self.assertEqual((await self.expecting(b'', CONTINUE + OK))[0], b'200')
         self.assertTrue(0.9 < time.monotonic() - start < 2)
 
     async def test_body_is_sent_at_once_after_a_100_in_tls_and_small_buffers(self):
@@ -6939,14 +6945,14 @@ class ExpectContinueTest(TestCase):
                                         body=streamed(b'abc')))
                 peer = await server.accept()
                 await peer.read_until(b'\r\n\r\n')
-                await peer.send(self.CONTINUE + OK[:-2] + rest)
+                await peer.send(CONTINUE + OK[:-2] + rest)
                 await peer.expect(b'abc')
                 await peer.send(b'ok'[len(rest):])
                 self.assertEqual((await task)[2], b'ok')
 
     async def test_body_is_not_sent_after_a_100_that_comes_together_with_a_417(self):
         answer = b'HTTP/1.1 417 No\r\ncontent-length: 0\r\n\r\n'
-        self.assertEqual(await self.expecting(self.CONTINUE + answer), (b'417', b''))
+        self.assertEqual(await self.expecting(CONTINUE + answer), (b'417', b''))
 
 
 class CancellationTest(TestCase):
@@ -7075,17 +7081,12 @@ class CancellationTest(TestCase):
             if names:
                 self.assertEqual(self.loop.active_timers(), [])
             for peer in server.peers:
-                await self.gone(peer)
+                await gone(peer)
             self.assertEqual(self.loop.watched, watched)
             self.assertEqual(open_files(), files)
         self.assertEqual((await fetch(request, b'GET', server.url))[2][-2:], b'ok')
         await close()
         server.close()
-
-    async def gone(self, peer):
-        """Wait until the client's end of a connection is closed."""
-        while peer.is_open():
-            await asyncio.sleep(0)
 
     async def plain_and_tls(self, least, answer, *phases, pool=(), **kwargs):
         await self.at_every_await(least, lambda: self.serve(answer), *phases, pool=pool, **kwargs)
@@ -7188,7 +7189,7 @@ class CancellationTest(TestCase):
             if (await peer.read_until(b'\r\n\r\n')).startswith(b'GET'):
                 await peer.send(OK)
             else:
-                await peer.send(EarlyResponseTest.RESPONSE)
+                await peer.send(REFUSAL)
             await peer.ended()
 
     async def refused_body(self):
@@ -7214,7 +7215,7 @@ class CancellationTest(TestCase):
         await self.plain_and_tls(
             3, OK, 'request', 'body waits', 'body ends', method=b'PUT', body=self.body,
             body_args=(b'abc',),
-            headers=(*length(3), (b'expect', b'100-continue')))
+            headers=(*length(3), EXPECT))
 
     async def test_chunked_download_is_interrupted_cleanly_at_every_await(self):
         async def answer(peer):
@@ -7295,7 +7296,7 @@ class RegressionTest(TestCase):
             time.sleep(0.01)  # The loop has no turn
             yield b'abc'
         result = await fetch(request, b'POST', server.url, body=body,
-                             headers=((b'content-length', b'3'),))
+                             headers=length(3))
         self.assertEqual((result[2], server.counts()), (b'right', [1, 1]))
 
     async def early_response(self, interim, tls=None):
@@ -7314,7 +7315,7 @@ class RegressionTest(TestCase):
                 yielded.append(await asyncio.sleep(0.001))
                 yield b'.'
         code = (await fetch(self.pool(), b'POST', server.url, body=body,
-                            headers=((b'content-length', b'100000'),)))[0]
+                            headers=length(100000)))[0]
         self.assertEqual(code, b'413')
         self.assertLess(len(yielded), 1000)
 
@@ -7337,7 +7338,7 @@ class RegressionTest(TestCase):
                 sent += 100
                 yield bytes(100)
         code = (await fetch(self.pool(), b'POST', self.serve(script=script).url, body=body,
-                            headers=((b'content-length', b'1000000000'),)))[0]
+                            headers=length(10**9)))[0]
         self.assertEqual(code, b'413')
         self.assertLess(sent, 10**8)
 
@@ -7352,7 +7353,7 @@ class RegressionTest(TestCase):
                 await asyncio.sleep(TEST_SECONDS)
             finally:
                 ran.append('finally')
-        coroutine = request(b'POST', server.url, body=body, headers=((b'content-length', b'3'),))
+        coroutine = request(b'POST', server.url, body=body, headers=length(3))
 
         await closed_when(coroutine, lambda: server.peers and server.peers[0].received.endswith(
             b'\r\n\r\na'))
@@ -7367,7 +7368,7 @@ class RegressionTest(TestCase):
                 (HttpInvalidRequest, lambda unknown: None, TypeError)):
             with self.subTest(kind=kind):
                 await self.fails(kind, self.pool()(
-                    b'POST', self.serve(OK).url, body=given, headers=((b'content-length', b'3'),),
+                    b'POST', self.serve(OK).url, body=given, headers=length(3),
                 ), cause=cause)
 
     async def test_failure_to_send_ends_the_wait_for_it(self):
@@ -7389,7 +7390,7 @@ class RegressionTest(TestCase):
             await peer.ended()
         await self.fails(HttpConnectionClosedError, self.pool(get_sock=get_sock)(
             b'POST', self.serve(script=script).url, body=streamed(bytes(10**8)),
-            headers=((b'content-length', b'100000000'),)), 'no space', cause=OSError)
+            headers=length(10**8)), 'no space', cause=OSError)
         self.assertEqual(socks[0].sends, 4)
 
     async def test_buffer_of_the_caller_is_free_when_its_body_is_closed(self):
@@ -7405,7 +7406,7 @@ class RegressionTest(TestCase):
             finally:
                 buffer.clear()
         code = (await fetch(self.pool(), b'POST', self.serve(script=script).url, body=body,
-                            headers=((b'content-length', b'10000000'),)))[0]
+                            headers=length(10**7)))[0]
         self.assertEqual((code, buffer), (b'413', b''))
 
     async def test_large_chunk_is_not_copied_to_join_the_head(self):
@@ -7415,7 +7416,7 @@ class RegressionTest(TestCase):
         tracemalloc.start()
         try:
             code = (await fetch(request, b'POST', server.url, body=streamed(data),
-                                headers=((b'content-length', b'%d' % len(data)),)))[0]
+                                headers=length(len(data))))[0]
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -7457,12 +7458,12 @@ class RegressionTest(TestCase):
                 server = self.serve(script=script, tls=tls)
                 server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 result = await fetch(self.pool(get_sock=get_sock), b'POST', server.url, body=body,
-                                     headers=((b'content-length', b'50001'),))
+                                     headers=length(50001))
                 self.assertEqual(result[2], b'ok')
 
     async def test_limit_of_a_chunk_line_is_the_same_whole_and_in_parts(self):
-        for length, fits in ((100, True), (102, False)):
-            line = b'1;'.ljust(length - 2, b'x') + b'\r\na\r\n'
+        for size, fits in ((100, True), (102, False)):
+            line = b'1;'.ljust(size - 2, b'x') + b'\r\na\r\n'
 
             async def in_parts(peer, line=line):
                 await peer.send(CHUNKED)
@@ -7584,7 +7585,7 @@ class RegressionTest(TestCase):
                 return super().send(data)
         sizes, answered = [], asyncio.Event()
         server = self.serve(answer)
-        request = self.pool(get_sock=lambda: CountingSocket(socket.AF_INET, socket.SOCK_STREAM))
+        request = self.pool(get_sock=sockets(CountingSocket))
         for each in (body, streamed(b'abc')):
             await fetch(request, b'PUT', server.url, headers=length(3), body=each)
         self.assertEqual((len(server.peers), len(sizes)), (1, 2))
@@ -7621,7 +7622,7 @@ class RegressionTest(TestCase):
                     await fetch(request, b'GET', server.url)
                 await self.fails(HttpConnectionClosedError, request(
                     b'POST', server.url, body=streamed(bytes(10**7)),
-                    headers=((b'content-length', b'10000000'),)))
+                    headers=length(10**7)))
                 self.assertEqual(sum(head.startswith(b'POST') for head in heads), 1)
 
 
@@ -7638,7 +7639,7 @@ class WireRegressionTest(TestCase):
                 server = self.serve()
                 await self.fails(HttpDataError, self.pool()(
                     b'POST', server.url, body=body,
-                    headers=((b'transfer-encoding', b'chunked'),)), 'chunked')
+                    headers=CODING), 'chunked')
                 peer = await server.accept()
                 self.assertTrue((await peer.ended()).endswith(b'\r\n\r\n' + start))
 
@@ -7670,7 +7671,7 @@ class WireRegressionTest(TestCase):
             yield bytes(60000)
             await self.turns(20)
         code, _, response_body = await self.pool(get_sock=get_sock)(
-            b'POST', server.url, body=body, headers=((b'content-length', b'60000'),))
+            b'POST', server.url, body=body, headers=length(60000))
         answered.set()
         await self.turns(50)
         await response_body.aclose()
@@ -7700,7 +7701,7 @@ class FaultySocketTest(TestCase):
             context.sslsocket_class = faulty_class
             return context
         request = self.pool(get_ssl_context=get_ssl_context) if tls else self.pool(
-            get_sock=lambda: faulty_class(socket.AF_INET, socket.SOCK_STREAM))
+            get_sock=sockets(faulty_class))
         return await fetch(request, b'GET', server.url)
 
     async def test_tls_that_wants_to_write_to_read_and_to_read_to_write_is_waited_for(self):
@@ -7747,7 +7748,7 @@ class AttacksTest(TestCase):
         for _ in range(2):
             result = await fetch(
                 request, b'PUT', server.url, body=streamed(b'abc'),
-                headers=((b'content-length', b'3'), (b'expect', b'100-continue')))
+                headers=(*length(3), EXPECT))
             self.assertEqual(result[2], b'ok')
         self.assertEqual(len(server.peers), 2)
 
@@ -7830,7 +7831,7 @@ class ResetTest(TestCase):
 
     async def test_reset_after_a_head_in_parts_is_noticed_at_once(self):
         for data in (OK, CHUNKED + chunked(b'a'), CONTINUE + OK, HEAD + b'a: b'):
-            for headers in ((), ((b'content-length', b'3'), (b'expect', b'100-continue'))):
+            for headers in ((), (*length(3), EXPECT)):
                 with self.subTest(data=data, headers=headers):
                     start = time.monotonic()
                     with contextlib.suppress(HttpConnectionClosedError):
@@ -7861,7 +7862,7 @@ class ResetTest(TestCase):
             await is_reset.wait()
             yield b'b'
         code, _, response_body = await self.pool()(
-            b'POST', self.serve(script=script).url, headers=((b'content-length', b'2'),),
+            b'POST', self.serve(script=script).url, headers=length(2),
             body=body)
         self.assertEqual(code, b'413')
         await self.fails(HttpConnectionClosedError, buffered(response_body))
@@ -7890,7 +7891,7 @@ class LimitsTest(TestCase):
     async def test_exception_while_the_callers_body_is_closed_is_the_cause(self):
         async def script(peer):
             await peer.read_until(b'\r\n\r\n')
-            await peer.send(EarlyResponseTest.RESPONSE)
+            await peer.send(REFUSAL)
             await peer.ended()
 
         async def body():
@@ -7901,7 +7902,7 @@ class LimitsTest(TestCase):
                 raise KeyError('in finally')
         await self.fails(HttpDataError, self.pool()(
             b'POST', self.serve(script=script).url, body=body,
-            headers=((b'content-length', b'1000000000'),)), 'closed', cause=KeyError)
+            headers=length(10**9)), 'closed', cause=KeyError)
 
     async def test_addresses_are_kept_for_1024_hosts(self):
         server = self.serve(response(b'', b'connection: close'))
@@ -7979,14 +7980,12 @@ else:
 
 class ResponseBodyTest(TestCase):
 
-    HALF = b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nabc'
-
     async def half(self, **kwargs):
         server = self.serve(**kwargs)
         task = self.spawn(self.pool()(b'GET', server.url))
         peer = await server.accept()
         await peer.request()
-        await peer.send(self.HALF)
+        await peer.send(HALF)
         _, _, body = await task
         self._tasks.remove(task)  # It holds the body
         return peer, body
@@ -8017,7 +8016,7 @@ class ResponseBodyTest(TestCase):
         self.assertEqual([await buffered(body) for _ in range(3)], [b'ok', b'', b''])
 
     async def test_failed_body_raises_again_and_again(self):
-        for data in (self.HALF, CHUNKED + b'1\r\nax', CHUNKED + b'1\r\na\r\n'):
+        for data in (HALF, CHUNKED + b'1\r\nax', CHUNKED + b'1\r\na\r\n'):
             server = self.serve(closing(data))
             _, _, body = await self.pool(recv_bufsize=1)(b'GET', server.url)
             kinds, messages = set(), set()
@@ -8143,7 +8142,7 @@ class ResponseBodyTest(TestCase):
             sock.settimeout(TEST_SECONDS)
             with context.wrap_socket(sock, server_side=True) if tls else sock as sock:
                 sock.recv(10000)
-                sock.sendall(self.HALF)
+                sock.sendall(HALF)
                 while sock.recv(10000):
                     pass
             ended.append(True)
@@ -8305,7 +8304,7 @@ class ResponseBodyTest(TestCase):
             thread = threading.Thread(target=answer)
             thread.start()
             request, close = self.pool_and_close(
-                recv_bufsize=2**23, get_sock=lambda: Whole(socket.AF_INET, socket.SOCK_STREAM))
+                recv_bufsize=2**23, get_sock=sockets(Whole))
             _, _, body = await request(
                 b'GET', 'http://127.0.0.1:%d/' % listener.getsockname()[1])
             ticks = self.spawn(self.tick())
@@ -8390,7 +8389,7 @@ class FairnessTest(TestCase):
                        recv_bufsize=65536):
         request, close = self.pool_and_close(
             recv_bufsize=recv_bufsize, get_ssl_context=self.prompt_context,
-            get_sock=lambda: prompt(socket.socket)(socket.AF_INET, socket.SOCK_STREAM))
+            get_sock=sockets(prompt(socket.socket)))
         with socket.create_server(('127.0.0.1', 0)) as listener:
             thread = threading.Thread(target=self.converse, args=(
                 listener, server_context() if tls else None, size, answer))
@@ -8446,7 +8445,7 @@ class FairnessTest(TestCase):
         at_once = streamed(60000 * self.TINY + b'0\r\n\r\n')
         for body, size in ((one_by_one, 72005), (at_once, 360005)):
             with self.subTest(body=body):
-                await self.assert_fair(OK, size, body=body, headers=CHUNKED_BODY)
+                await self.assert_fair(OK, size, body=body, headers=CODING)
 
     async def test_other_tasks_get_their_turn_though_each_response_is_there_at_once(self):
         class PromptlyAnswered(socket.socket):
@@ -8463,7 +8462,7 @@ class FairnessTest(TestCase):
             thread = threading.Thread(target=answer)
             thread.start()
             request, close = self.pool_and_close(
-                get_sock=lambda: PromptlyAnswered(socket.AF_INET, socket.SOCK_STREAM))
+                get_sock=sockets(PromptlyAnswered))
             ticks = self.spawn(self.tick())
             for _ in range(50):
                 await fetch(request, b'GET', 'http://127.0.0.1:%d/' % listener.getsockname()[1])
@@ -8566,7 +8565,7 @@ class PoolTest(TestCase):
         server = self.serve(OK)
         await fetch(self.pool(keep_alive_timeout=0.1), b'GET', server.url)
         start = time.monotonic()
-        await CancellationTest.gone(self, server.peers[0])
+        await gone(server.peers[0])
         self.assertTrue(0.05 < time.monotonic() - start < 1)
 
     async def test_keep_alive_timeout_of_0_means_no_reuse(self):
@@ -8579,7 +8578,7 @@ class PoolTest(TestCase):
         server = self.serve(response(b'ok', b'keep-alive: timeout=2'))
         await fetch(self.pool(), b'GET', server.url)
         start = time.monotonic()
-        await CancellationTest.gone(self, server.peers[0])
+        await gone(server.peers[0])
         self.assertTrue(0.9 < time.monotonic() - start < 2)
 
     async def test_connection_closed_while_idle_is_noticed(self):
@@ -8621,7 +8620,7 @@ class PoolTest(TestCase):
                         peer.sock.send(self.STRAY if name == '408' else b'x')
                     else:
                         getattr(peer, name)()
-                    await CancellationTest.gone(self, peer)
+                    await gone(peer)
                     for _ in range(100):
                         if self.loop.watched != watched:
                             await asyncio.sleep(0)
@@ -8865,8 +8864,8 @@ class CloseTest(TestCase):
         await fetch(request, b'GET', tls.url)
         await close()
         self.assertEqual(self.loop.active_timers(), [])
-        await CancellationTest.gone(self, server.peers[0])
-        await CancellationTest.gone(self, tls.peers[0])
+        await gone(server.peers[0])
+        await gone(tls.peers[0])
 
     async def test_close_clears_the_dns_cache(self):
         NameServer(self).add('a.test', 'A', '127.0.0.1')
@@ -8907,7 +8906,7 @@ class CloseTest(TestCase):
         _, _, body = await request(b'GET', server.url)
         await close()
         self.assertEqual(len(await buffered(body)), 3000000)
-        await CancellationTest.gone(self, server.peers[0])
+        await gone(server.peers[0])
 
     async def test_request_that_resolves_meanwhile_leaves_no_timer(self):
         names = NameServer(self).add('a.test', 'A', '127.0.0.1')
