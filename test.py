@@ -1963,6 +1963,23 @@ class RefusedTest(TestCase):
         await self.fails(HttpInvalidRequest, request(b'G T', server.url))
         self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
 
+    async def test_long_hosts_take_no_time(self):
+        start = time.process_time()
+        for host in ('\u00fc' * 10**6, '\u00fc.' * 10**6, '\u1e9b\u0323' * 10**6, 'a' * 10**6):
+            await self.fails(HttpInvalidRequest, self.pool()(b'GET', 'http://%s/' % host), '253')
+        self.assertLess(time.process_time() - start, 2)
+
+    async def test_long_urls_take_no_time(self):
+        start, size = time.process_time(), 300000
+        for url in ('http://' + '@' * size, 'http://' + ':' * size, 'http://[' + ':' * size,
+                    'http://' + '.' * size, 'h' * size, 'http://a/' + '%' * size + '\n',
+                    'http://' + '1.' * size, 'http://a:' + '9' * size):
+            await self.fails(HttpInvalidRequest, self.pool()(b'GET', url))
+        server = self.serve(OK)
+        await fetch(self.pool(max_header_length=10**8), b'GET', server.url + '/' + '%%2' * 100000)
+        self.assertIn(b'%25%252', server.requests[0])
+        self.assertLess(time.process_time() - start, 2)
+
 
 class MistakesTest(TestCase):
     """What a newcomer gets wrong is answered by what to write instead."""
@@ -8127,26 +8144,6 @@ class RegressionTest(TestCase):
             pass
         reset()
         self.assertEqual(self.loop.active_timers(), [])
-
-
-class AttacksTest(TestCase):
-
-    async def test_cve_2022_45061_and_2024_3651_idna_takes_no_time(self):
-        start = time.process_time()
-        for host in ('\u00fc' * 10**6, '\u00fc.' * 10**6, '\u1e9b\u0323' * 10**6, 'a' * 10**6):
-            await self.fails(HttpInvalidRequest, self.pool()(b'GET', 'http://%s/' % host), '253')
-        self.assertLess(time.process_time() - start, 2)
-
-    async def test_cve_2021_33503_long_urls_take_no_time(self):
-        start = time.process_time()
-        for url in ('http://' + '@' * 10**6, 'http://' + ':' * 10**6, 'http://[' + ':' * 10**6,
-                    'http://' + '.' * 10**6, 'h' * 10**6, 'http://a/' + '%' * 10**6 + '\n',
-                    'http://' + '1.' * 10**6, 'http://a:' + '9' * 10**6):
-            await self.fails(HttpInvalidRequest, self.pool()(b'GET', url))
-        server = self.serve(OK)
-        await fetch(self.pool(max_header_length=10**8), b'GET', server.url + '/' + '%%2' * 300000)
-        self.assertIn(b'%25%252', server.requests[0])
-        self.assertLess(time.process_time() - start, 5)
 
 
 class LimitsTest(TestCase):
