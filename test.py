@@ -1076,6 +1076,12 @@ class TimeoutTest(TestCase):
         peer = await server.accept()
         self.assertEqual(await peer.ended(), GET)
 
+    async def test_reset_does_nothing_after_the_end_of_its_timeout(self):
+        with timeout(self.loop, 5) as reset:
+            pass
+        reset()
+        self.assertEqual(self.loop.active_timers(), [])
+
 
 # ---- Request target and head (RFC 3986; RFC 9110 4.2; RFC 9112 3) ----
 
@@ -8138,12 +8144,6 @@ class RegressionTest(TestCase):
             request = self.pool(get_dns_resolver=DEFAULT_RESOLVER)
         self.assertEqual(
             (await fetch(request, b'GET', 'http://myhost:%d/' % server.port))[0], b'200')
-
-    async def test_reset_does_nothing_after_the_end_of_its_timeout(self):
-        with timeout(self.loop, 5) as reset:
-            pass
-        reset()
-        self.assertEqual(self.loop.active_timers(), [])
 
 
 class LimitsTest(TestCase):
