@@ -3844,6 +3844,33 @@ class NameResolutionTest(TestCase):
         self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
         self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
 
+    async def test_name_in_etc_hosts_is_found_in_any_case_and_with_only_ipv6(self):
+        for line, host, address in ((b'127.0.0.1 MyHost', 'myhost', '127.0.0.1'),
+                                    (b'::1 six', 'six', '::1')):
+            server = self.serve(OK, address=address, host=host)
+            with etc(hosts=line, resolv_conf=b''):
+                request = self.pool(get_dns_resolver=DEFAULT_RESOLVER)
+            self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+
+    async def test_addresses_are_kept_for_1024_hosts(self):
+        def get_sock():
+            raise OSError('that is enough')
+        hosts, names = ['host%d' % number for number in range(1025)], Names()
+        for host in hosts:
+            names.add(host, 'A', '127.0.0.1')
+        request = self.pool(get_dns_resolver=names, get_sock=get_sock)
+        for host in (*hosts, hosts[-1], hosts[0]):
+            await self.fails(HttpConnectionError, request(b'GET', 'http://%s/' % host), 'enough')
+        asked = collections.Counter(host for host, kind in names.queries if kind == 'A')
+        self.assertEqual((asked[hosts[0]], asked[hosts[-1]], sum(asked.values())), (2, 1, 1026))
+
+    async def test_resolver_without_an_address_is_a_dns_error(self):
+        async def nothing(*_, **__):
+            return ()
+        await self.fails(HttpDnsError, self.pool(
+            get_dns_resolver=lambda get_logger_adapter: (nothing, nothing),
+        )(b'GET', 'http://localhost/'), 'no address')
+
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -8134,44 +8161,6 @@ class PoolArgumentsTest(TestCase):
         self.assertEqual(list(inspect.signature(self.pool()).parameters), [
             'method', 'url', 'params', 'headers', 'body', 'body_args', 'body_kwargs',
             'get_logger_adapter', 'get_resolver_logger_adapter'])
-
-
-class RegressionTest(TestCase):
-
-    async def test_name_with_capitals_in_etc_hosts_is_found(self):
-        server = self.serve(OK)
-        with etc(hosts=b'127.0.0.1 MyHost'):
-            request = self.pool(get_dns_resolver=DEFAULT_RESOLVER)
-        self.assertEqual(
-            (await fetch(request, b'GET', 'http://myhost:%d/' % server.port))[0], b'200')
-
-
-class LimitsTest(TestCase):
-
-    async def test_addresses_are_kept_for_1024_hosts(self):
-        server = self.serve(response(b'', b'connection: close'))
-        hosts = ['host%d' % number for number in range(1025)]
-        names = Names()
-        for host in hosts:
-            names.add(host, 'A', '127.0.0.1')
-        request = self.pool(get_dns_resolver=names)
-        for host in (*hosts, hosts[-1], hosts[0]):
-            await fetch(request, b'GET', 'http://%s:%d/' % (host, server.port))
-        asked = collections.Counter(host for host, _ in names.queries)
-        self.assertEqual((asked[hosts[0]], asked[hosts[-1]], len(names.queries)), (2, 1, 1026))
-
-    async def test_resolver_without_an_address_is_a_dns_error(self):
-        async def nothing(*_, **__):
-            return ()
-        await self.fails(HttpDnsError, self.pool(
-            get_dns_resolver=lambda get_logger_adapter: (nothing, nothing),
-        )(b'GET', 'http://localhost/'), 'no address')
-
-    async def test_host_with_only_ipv6_in_etc_hosts_needs_no_name_server(self):
-        server = self.serve(OK, address='::1')
-        with etc(hosts=b'::1 six', resolv_conf=b''):
-            request = self.pool(get_dns_resolver=DEFAULT_RESOLVER)
-        self.assertEqual((await fetch(request, b'GET', 'http://six:%d/' % server.port))[2], b'ok')
 
 
 # ---- Real servers ----
