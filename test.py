@@ -5300,13 +5300,13 @@ class RenegotiationTest(TestCase):
 
     async def test_it_does_not_hold_an_upload_up(self):
         async def body():
-            for _ in range(150):
+            for _ in range(500):
                 yield b'x' * 9999 + b'\n'
-                await asyncio.sleep(0.0005)
+                await asyncio.sleep(0)
             yield b'the end\n'
         server, request = self.renegotiating()
         task = self.spawn(fetch(
-            request, b'PUT', server.url, headers=length(1500008), body=body))
+            request, b'PUT', server.url, headers=length(5000008), body=body))
         await server.says(rb'PUT /')
         for _ in range(20):
             server.tell(b'r\n')
