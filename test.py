@@ -4210,8 +4210,6 @@ class SteppedTest(TestCase):
     The kernel keeps little of it.
     """
 
-    seconds = 6
-
     def setUp(self):
         self.notes = []
 
@@ -4357,9 +4355,12 @@ class ConnectTest(TestCase):
             orders = list(itertools.permutations(
                 (self.REFUSING, self.UNREACHABLE, self.SILENT, self.ACCEPTING)))
             tasks = [self.spawn(self.duration(order, server.port)) for order in orders]
+            waiting, prompt = [], []
             for order, task in zip(orders, tasks):
                 waits = order.index(self.SILENT) < order.index(self.ACCEPTING)
-                self.assertTrue(0.24 < await task < 1 if waits else await task < 0.24, order)
+                (waiting if waits else prompt).append(await task)
+            self.assertTrue(0.24 < min(waiting) < 1, waiting)
+            self.assertLess(min(prompt), 0.2)
         self.assertEqual(len(server.requests), len(orders))
 
     async def duration(self, addresses, port):
@@ -4908,7 +4909,7 @@ class SocketTimeoutTest(SteppedTest):
             yield b'a'
         sent_at = []
         await fetch(self.pool(), b'PUT', url, body=body, headers=(*length(1), EXPECT))
-        self.assertTrue(0.9 < sent_at[0] < 1.3)
+        self.assertTrue(0.9 < sent_at[0] < 2)
 
     async def test_slow_but_steady_response_is_not_cut(self):
         async def answer(peer):
@@ -4970,12 +4971,12 @@ class SocketTimeoutTest(SteppedTest):
 class SlowServerTest(SteppedTest):
     """What the kernel holds for a server gets less, or doesn't: that decides.
 
-    Lines are as slow as those of users; only the data and the timeout are less.
+    Lines are as slow as those of users; only the data is less.
     """
 
     seconds = 30
     RATE = 65536
-    TIMEOUT = 0.6
+    TIMEOUT = 1
 
     async def takes(self, peer, size, rate):
         """Read so many bytes, steadily; return when the last one came."""
@@ -5040,7 +5041,7 @@ class SlowServerTest(SteppedTest):
               for send_buffer, size in ((None, 400000), (65536, 10**7))),
             self.stalls(None, None, 100000, 100000))
         for seconds in waited:
-            self.assertTrue(0.3 < seconds < 1.2, waited)  # And some time is the machine's
+            self.assertTrue(0.5 < seconds < 1.7, waited)  # And some time is the machine's
 
 
 TLS_VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
@@ -7090,9 +7091,9 @@ class CancellationTest(TestCase):
 
     async def test_upload_larger_than_buffers_is_interrupted_cleanly_at_every_await(self):
         await self.plain_and_tls(
-            5, OK, 'body is sent', 'body waits', pool={'get_sock': sockets(send_buffer=16384)},
-            method=b'PUT', headers=length(300000), body=self.body,
-            body_args=(bytes(100000),) * 3)
+            5, OK, 'body is sent', 'body waits', pool={'get_sock': sockets(send_buffer=32768)},
+            method=b'PUT', headers=length(600000), body=self.body,
+            body_args=(bytes(300000),) * 2)
 
     async def test_early_response_is_interrupted_cleanly_at_every_await(self):
         await self.plain_and_tls(
