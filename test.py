@@ -1544,20 +1544,6 @@ class SentTest(TestCase):
             await self.fails(HttpConnectionError, request(b'GET', 'http://[%s]' % literal))
         self.assertEqual(addresses[-2:], ['123:4567:89ab:cdef::', '::abcd:ef01'])
 
-    async def test_expectation_without_a_body_is_not_waited_for(self):
-        async def script(peer):
-            await peer.read_until(b'\r\n\r\n')
-            await peer.send(OK)
-            await peer.ended()
-        ran = []
-
-        async def body():
-            ran.append(True)
-            yield b''
-        await fetch(self.pool(), b'PUT', self.serve(script=script).url,
-                    headers=(*content_length(0), EXPECT), body=body)
-        self.assertEqual(ran, [True])
-
     async def test_names_of_headers_are_not_remembered_without_bound(self):
         request = self.pool()
         tracemalloc.start()
@@ -2257,14 +2243,6 @@ class BadBodyTest(TestCase):
     async def test_bodies_that_break_their_framing(self):
         await self.each(BAD_BODIES)
 
-    async def test_chunks_that_are_not_bytes_are_refused(self):
-        for chunk in ('abc', 3, None, [1]):
-            with self.subTest(chunk=chunk):
-                await self.fails(HttpInvalidRequest, fetch(
-                    self.pool(), b'PUT', self.serve().url, headers=content_length(3),
-                    body=chunks_of, body_args=(chunk,)),
-                    'the body of the request', cause=TypeError)
-
 
 # ---- Response head (RFC 9112 4, 5) ----
 
@@ -2901,7 +2879,11 @@ class ResponseTest(TestCase):
 
     async def check_cuts(self, row):
         server, request, close = self.serve_row(row)
-        for cut in range(1, len(row.data)):
+        # In what is long, all that is not near the end of a line is the same
+        cuts = range(1, len(row.data)) if len(row.data) < 200 else sorted({
+            cut for end in re.finditer(rb'[\r\n;]+', row.data)
+            for cut in range(end.start() - 1, end.end() + 2)} & {*range(1, len(row.data))})
+        for cut in cuts:
             with self.subTest(row.name, cut=cut):
                 self.segments = [cut]
                 await self.check_response(row, request, server)
@@ -2980,7 +2962,7 @@ class ResponseTest(TestCase):
                 ('names', b'', b'x-%07d: a'), ('date', b'', b'date: %07d')):
             with self.subTest(name):
                 answers = []
-                for number in range(300):
+                for number in range(80):
                     lines = (status % number if status else b'OK',
                              field % number if field else b'a: b')
                     answers.append(b'HTTP/1.1 200 %b\r\ncontent-length: 0\r\n%b\r\n\r\n' % tuple(
@@ -2992,7 +2974,7 @@ class ResponseTest(TestCase):
                 gc.collect()
                 tracemalloc.start()
                 try:
-                    for _ in range(299):
+                    for _ in range(79):
                         await fetch(request, b'GET', server.url)
                     answers.clear()
                     server.requests.clear()
@@ -3646,12 +3628,6 @@ class NameResolutionTest(TestCase):
                          aiodnsresolver.DnsRecordDoesNotExist)
         self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
 
-    async def test_trailing_dot_is_not_asked_for(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
-        server = self.serve(OK, host='a.test.')
-        self.assertEqual((await fetch(self.resolving_pool(), b'GET', server.url))[2], b'ok')
-        self.assertEqual(names.queries, [('a.test', 'A')])
-
     async def test_connections_of_before_are_used_again_once_their_address_is_back(self):
         names = NameServer(self).add('a.test', 'A', '127.0.0.1', ttl=0)
         server = self.serve(OK, host='a.test', port=free_port())
@@ -3672,16 +3648,6 @@ class NameResolutionTest(TestCase):
         task.cancel()
         with self.assertRaises(asyncio.CancelledError):
             await task
-
-    @since_python_3_11
-    async def test_asyncio_timeout_works_around_a_lost_packet(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
-        names.drops = 1
-        server = self.serve(OK, host='a.test')
-        async with asyncio.timeout(10):
-            await fetch(self.resolving_pool(), b'GET', server.url)
-        async with asyncio.timeout(10):
-            await asyncio.sleep(0)
 
     async def test_changed_record_is_seen_after_its_ttl_while_an_old_exception_is_held(self):
         names = NameServer(self)
@@ -3741,13 +3707,6 @@ class NameResolutionTest(TestCase):
         names.records['a.test', 'A'] = OSError('mine')
         request = self.pool(get_dns_resolver=names)
         await self.fails(HttpDnsError, request(b'GET', 'http://a.test/'), 'mine', OSError)
-
-    async def test_literals_need_no_resolver(self):
-        server = self.serve(OK)
-        names = Names()
-        url = server.url.replace('localhost', '127.0.0.1')
-        await fetch(self.pool(get_dns_resolver=names), b'GET', url)
-        self.assertEqual(names.queries, [])
 
     async def test_what_name_servers_say_is_not_remembered_without_bound(self):
         names = NameServer(self)
@@ -9029,8 +8988,6 @@ NGINX_CONF = """
             location /1k/reset { client_max_body_size 1k; dav_methods PUT; lingering_close off; }
 
             location /closed-soon { keepalive_timeout 100ms; return 200 ''; }
-            location /stated-1 { keepalive_timeout 60s 1s; return 200 ''; }
-            location /stated-60 { keepalive_timeout 60s 60s; return 200 ''; }
         }
     }
 """
@@ -9091,7 +9048,7 @@ class Nginx:
 class AiohttpServer:
     """Answers with a function that is given aiohttp's request, until the end of the test."""
 
-    def __init__(self, case, answer, expect=None, tls=None):
+    def __init__(self, case, answer, tls=None):
         self.answer = answer
         self.tls = tls
         self.connections = set()
@@ -9100,7 +9057,7 @@ class AiohttpServer:
         self.port = self.sock.getsockname()[1]
         self.url = 'http%s://localhost:%d' % ('s' if tls else '', self.port)
         app = web.Application(client_max_size=2**30)
-        app.router.add_route('*', '/{path:.*}', self._on_request, expect_handler=expect)
+        app.router.add_route('*', '/{path:.*}', self._on_request)
         self.runner = web.AppRunner(app, access_log=None, lingering_time=0)
         case.spawn(self._run())
 
@@ -9213,18 +9170,6 @@ class NginxTest(TestCase):
             _, headers, _ = await fetch(request, b'GET', self.nginx.urls[0] + url, **kwargs)
             numbers.append(dict(headers)[b'x-connection'])
         return numbers
-
-    async def test_fields_of_a_response_are_all_there(self):
-        request, ids = self.pool(), set()
-        for url in self.nginx.urls:
-            code, headers, body = await fetch(request, b'GET', url + '/files/text')
-            self.assertEqual((code, body), (b'200', b'some text'))
-            self.assertEqual([name for name, _ in headers], [
-                b'server', b'date', b'content-type', b'content-length', b'last-modified',
-                b'connection', b'etag', b'cache-control', b'x-request-id', b'x-connection',
-                b'accept-ranges'])
-            ids.add(dict(headers)[b'x-request-id'])
-        self.assertEqual([len(ids), *map(len, ids)], [2, 32, 32])
 
     def mixed_requests(self, number, nginx, aiohttp, etag):
         """20 of them: method, URL, arguments, expected code and body."""
@@ -9349,14 +9294,6 @@ class NginxTest(TestCase):
                                          headers=(length,), body=lambda body=download: body)
                 await self.check_large_upload(code)
 
-    async def test_chunked_response_body_can_be_the_body_of_another_request(self):
-        request = self.pool()
-        _, headers, download = await request(b'GET', self.nginx.urls[0] + '/chunked/large')
-        self.assertIn((b'transfer-encoding', b'chunked'), headers)
-        code, _, _ = await fetch(request, b'PUT', self.nginx.urls[0] + '/uploads/large',
-                                 headers=CHUNKED_BODY, body=lambda: in_chunks(download))
-        await self.check_large_upload(code)
-
     async def test_413_during_an_upload_is_the_response(self):
         request = self.pool()
         length = (b'content-length', b'%d' % self.LARGE_SIZE)
@@ -9402,33 +9339,6 @@ class NginxTest(TestCase):
                 os.remove(self.nginx.path('uploads/expected'))
         self.assertLess(min(seconds), 1)  # After one, it would go without
 
-    async def test_chunked_upload_of_single_bytes_arrives(self):
-        code, _, _ = await fetch(self.pool(), b'PUT', self.nginx.urls[0] + '/uploads/bytes',
-                                 **upload(self.data[:3000], size=1))
-        self.assertEqual(code, b'201')
-        self.assertEqual(self.nginx.read('uploads/bytes'), self.data[:3000])
-
-    async def test_responses_without_a_body_keep_the_connection(self):
-        request, numbers = self.pool(), set()
-        url = self.nginx.urls[0]
-        _, headers, _ = await fetch(request, b'GET', url + '/files/text')
-        match = ((b'if-none-match', dict(headers)[b'etag']),)
-        for method, path, fields, expected in (
-                (b'GET', '/204', (), b'204'), (b'GET', '/files/text', match, b'304'),
-                (b'HEAD', '/files/data', (), b'200'), (b'HEAD', '/chunked/data', (), b'200'),
-                (b'HEAD', '/404', (), b'404'), (b'GET', '/files/text', (), b'200')):
-            code, headers, body = await fetch(request, method, url + path, headers=fields)
-            self.assertEqual(code, expected)
-            numbers.add(dict(headers)[b'x-connection'])
-        self.assertEqual((len(numbers), body), (1, b'some text'))
-
-    async def test_half_read_response_does_not_keep_the_connection(self):
-        request = self.pool()
-        _, headers, body = await request(b'GET', self.nginx.urls[0] + '/files/large')
-        self.assertTrue(await body.__anext__())
-        await body.aclose()
-        self.assertNotIn(dict(headers)[b'x-connection'], await self.connections(request, '/echo'))
-
     async def test_connection_that_nginx_closes_when_idle_is_dropped(self):
         closed = asyncio.Event()
 
@@ -9448,28 +9358,6 @@ class NginxTest(TestCase):
         await closed.wait()
         second = await self.connections(request, '/echo', '/echo')
         self.assertEqual(len({*first, *second}), 2)
-
-    async def test_stated_idle_time_of_nginx_is_kept_to(self):
-        one, two = await self.connections(self.pool(), '/stated-1', '/echo')
-        self.assertNotEqual(one, two)
-        one, two = await self.connections(self.pool(), '/stated-60', '/echo')
-        self.assertEqual(one, two)
-
-    async def test_http_1_0_gets_all_framings(self):
-        request = self.pool(http_version=b'HTTP/1.0')
-        for url in self.nginx.urls:
-            for framing in 'files', 'chunked', 'until-close':
-                with self.subTest(url=url, framing=framing):
-                    code, _, body = await fetch(
-                        request, b'GET', '%s/%s/data' % (url, framing))
-                    self.assertEqual((code, body == self.data), (b'200', True))
-
-    async def test_http_1_0_is_kept_alive_only_if_it_asks(self):
-        request = self.pool(http_version=b'HTTP/1.0')
-        paths = '/echo', '/files/data', '/echo'
-        self.assertEqual(len(set(await self.connections(request, *paths))), 3)
-        self.assertEqual(len(set(await self.connections(
-            request, *paths, headers=((b'connection', b'keep-alive'),)))), 1)
 
 
     async def test_all_of_an_upload_is_sent_after_an_answer_that_came_at_once(self):
@@ -9500,76 +9388,6 @@ class AiohttpTest(TestCase):
                 self.assertEqual((code, body == data[:size]), (b'200', True), size)
         self.assertEqual(len(server.connections), 1)
 
-    async def test_body_waits_for_100_continue(self):
-        events = []
-
-        async def body():
-            events.append('body')
-            yield b'data'
-
-        async def expect(request):
-            events.append('100')
-            request.transport.write(b'HTTP/1.1 100 Continue\r\n\r\n')
-
-        server, request = AiohttpServer(self, echo, expect), self.pool()
-        for _ in range(2):
-            code, _, answer = await fetch(
-                request, b'POST', server.url, body=body,
-                headers=((b'content-length', b'4'), (b'expect', b'100-continue')))
-            self.assertEqual((code, answer), (b'200', b'data'))
-        self.assertEqual(events, ['100', 'body'] * 2)
-        self.assertEqual(len(server.connections), 1)
-
-    async def test_body_is_not_sent_to_an_expectation_that_fails(self):
-        began = []
-
-        async def body():
-            began.append(True)
-            yield b'data'
-
-        async def expect(request):
-            raise web.HTTPExpectationFailed()
-
-        server, request = AiohttpServer(self, echo, expect), self.pool()
-        code, _, _ = await fetch(
-            request, b'POST', server.url, body=body,
-            headers=((b'content-length', b'4'), (b'expect', b'100-continue')))
-        self.assertEqual((code, began), (b'417', []))
-        code, _, answer = await fetch(request, b'POST', server.url, **of_length(b'next'))
-        self.assertEqual((code, answer), (b'200', b'next'))
-
-    async def test_answer_before_the_end_of_an_upload_is_the_response(self):
-        async def refuse(request):
-            return web.Response(status=401, text='who are you?')
-
-        server, request = AiohttpServer(self, refuse), self.pool()
-        for arguments in of_length(bytes(2**25)), upload(bytes(2**25), size=2**20):
-            code, _, body = await fetch(request, b'POST', server.url, **arguments)
-            self.assertEqual((code, body), (b'401', b'who are you?'))
-
-    async def test_head_has_the_length_and_no_body(self):
-        async def answer(request):
-            return web.Response(text='text')
-
-        server, request = AiohttpServer(self, answer), self.pool()
-        for method, expected in ((b'HEAD', b''), (b'GET', b'text')) * 2:
-            _, headers, body = await fetch(request, method, server.url)
-            self.assertEqual((dict(headers)[b'content-length'], body), (b'4', expected))
-        self.assertEqual(len(server.connections), 1)
-
-    async def test_many_small_chunks_are_joined_right(self):
-        async def answer(request):
-            response = web.StreamResponse()
-            await response.prepare(request)
-            for number in range(3000):
-                await response.write(b'%d,' % number)
-            return response
-
-        server = AiohttpServer(self, answer)
-        _, headers, body = await fetch(self.pool(), b'GET', server.url)
-        self.assertEqual(dict(headers)[b'transfer-encoding'], b'chunked')
-        self.assertEqual(body, b''.join(b'%d,' % number for number in range(3000)))
-
     async def test_websocket_upgrade_is_returned_and_its_connection_not_reused(self):
         async def answer(request):
             websocket = web.WebSocketResponse()
@@ -9591,33 +9409,6 @@ class AiohttpTest(TestCase):
         self.assertEqual(dict(headers)[b'sec-websocket-accept'], base64.b64encode(accept))
         await fetch(request, b'GET', server.url)
         self.assertEqual(len(server.connections), 2)
-
-    async def test_http_1_0_response_runs_until_the_connection_closes(self):
-        async def answer(request):
-            response = web.StreamResponse()
-            await response.prepare(request)
-            for _ in range(30):
-                await response.write(bytes(10000))
-            return response
-
-        server, request = AiohttpServer(self, answer), self.pool(http_version=b'HTTP/1.0')
-        for count in 1, 2:
-            code, headers, body = await fetch(request, b'GET', server.url)
-            self.assertEqual((code, body == bytes(300000)), (b'200', True))
-            self.assertFalse({b'content-length', b'transfer-encoding'} & set(dict(headers)))
-            self.assertEqual(len(server.connections), count)
-
-    async def test_connection_that_breaks_in_a_chunked_body_is_an_error(self):
-        async def answer(request):
-            response = web.StreamResponse()
-            await response.prepare(request)
-            await response.write(b'some')
-            request.transport.close()
-            return response
-
-        server = AiohttpServer(self, answer)
-        _, _, body = await self.pool()(b'GET', server.url)
-        await self.fails(HttpConnectionClosedError, buffered(body))
 
 
 # ---- Real clients ----
@@ -9927,25 +9718,6 @@ class TestS3(S3Test):
                 (b'X-Amz-Meta-B', b'  two   words '), (b'range', b'bytes=0-9'),
                 (b'accept', b'*/*')))
             self.assertIn(b'\r\nx-amz-security-token: to+ken/==\r\n', server.requests[-1])
-        self.check_signatures(server)
-
-    async def test_large_files_go_up_and_down(self):
-        server, url = await self.bucket()
-        data = random.Random(1).getrandbits(8 * 3000001).to_bytes(3000001, 'big')
-
-        async def body(size):
-            for start in range(0, len(data), size):
-                yield data[start:start + size]
-
-        for layer in SIGNED, UNSIGNED:
-            request = self.signed(layer)
-            length = () if layer is SIGNED else ((b'content-length', b'3000001'),)
-            code, _, _ = await fetch(
-                request, b'PUT', url + '/large', headers=length, body=body, body_args=(100003,))
-            self.assertEqual(code, b'200')
-            code, _, body_back = await request(b'GET', url + '/large')
-            self.assertEqual(
-                (code, await digest(body_back)), (b'200', hashlib.sha256(data).hexdigest()))
         self.check_signatures(server)
 
     async def test_mobius3_syncs_folders(self):
@@ -10629,10 +10401,11 @@ def run_in_background(name, *arguments, folder, **environment):
         signal.signal(signal.SIGINT, handler)
 
 
-def example(name):
+def example(name, run_name=None):
     """Return the names that one of the examples defines."""
     with mock.patch.object(sys, 'path', [str(ROOT / 'examples'), *sys.path]):
-        return types.SimpleNamespace(**runpy.run_path(str(ROOT / 'examples' / name)))
+        return types.SimpleNamespace(
+            **runpy.run_path(str(ROOT / 'examples' / name), run_name=run_name))
 
 
 def url_of(server):
@@ -10656,15 +10429,17 @@ class ExampleTest(unittest.TestCase):
 class TestExamples(ExampleTest):
 
     def test_each_has_help_and_refuses_what_it_does_not_know(self):
-        for name in ('quickstart.py', 'download.py', 'upload.py', 'sse.py', 'proxy.py',
-                     'crawler.py'):
-            with self.subTest(name=name):
-                code, output, report = run_script(name, '--help', folder=str(self.folder))
-                self.assertEqual((code, report), (0, ''))
-                self.assertIn(b'usage: ' + name.encode(), output)
-                code, _, report = run_script(name, '--unknown', folder=str(self.folder))
-                self.assertEqual(code, 2)
-                self.assertIn('error: ', report)
+        for name, (argument, code, words) in itertools.product(
+                ('quickstart.py', 'download.py', 'upload.py', 'sse.py', 'proxy.py', 'crawler.py'),
+                (('--help', 0, 'usage: %s'), ('--unknown', 2, '%s: error: '))):
+            printed = io.StringIO()
+            with self.subTest(name=name, argument=argument), \
+                    mock.patch.object(sys, 'argv', [name, argument]), \
+                    contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+                with self.assertRaises(SystemExit) as exit_:
+                    example(name, '__main__')
+                self.assertEqual(exit_.exception.code, code)
+                self.assertIn(words % name, printed.getvalue())
 
 
 class TestQuickstart(ExampleTest):
