@@ -859,25 +859,20 @@ class LoggingTest(TestCase):
     async def test_messages_of_a_request_start_with_its_method_and_url(self):
         server = self.serve(OK)
         with LogRecords('lowhaio') as log:
-            await fetch(self.pool(), b'GET', server.url + '/a')
-        prefix = '[http:GET,%s/a] ' % server.url
+            await fetch(self.pool(), b'GET', server.url + '/%25s/%d?100%')
+        prefix = '[http:GET,%s/%%25s/%%d?100%%] ' % server.url
         self.assertTrue(log.messages())
         self.assertEqual([m for m in log.messages() if not m.startswith(prefix)], [])
         self.assertEqual({record.levelno for record in log.records}, {logging.DEBUG})
 
     async def test_messages_outside_of_a_request_start_with_http(self):
         _, close = self.pool_and_close()
+        extras = []
         with LogRecords('lowhaio') as log:
-            await close()
+            await close(get_logger_adapter=self.adapter(extras))
+        self.assertEqual(extras, [{}])
         self.assertTrue(all(message.startswith('[http] ') for message in log.messages()))
         self.assertTrue(log.messages())
-
-    async def test_percent_in_url_does_not_break_formatting(self):
-        server = self.serve(OK)
-        url = server.url + '/%25s/%d?100%'
-        with LogRecords('lowhaio') as log:
-            await fetch(self.pool(), b'GET', url)
-        self.assertIn('[http:GET,%s] ' % url, log.messages()[0])
 
     async def test_url_is_logged_as_it_is_with_arguments_and_without(self):
         logger = logging.getLogger('lowhaio')
@@ -947,12 +942,6 @@ class LoggingTest(TestCase):
         self.assertEqual((pools, requests), ([], [extra]))
         self.assertEqual(dns[-1][0], extra)
 
-    async def test_adapters_given_to_close_are_used_instead(self):
-        _, close = self.pool_and_close()
-        extras = []
-        await close(get_logger_adapter=self.adapter(extras))
-        self.assertEqual(extras, [{}])
-
 
 # ---- Helpers ----
 
@@ -990,12 +979,10 @@ class TimeoutTest(TestCase):
         finally:
             loop.close()
 
-    async def test_timeout_that_does_not_expire_leaves_nothing(self):
+    async def test_block_that_ends_or_raises_in_time_leaves_no_timer(self):
         with timeout(self.loop, 10):
             await asyncio.sleep(0)
         self.assertEqual(self.loop.active_timers(), [])
-
-    async def test_exception_of_the_block_comes_out_unchanged(self):
         with self.assertRaisesRegex(ValueError, 'mine'), timeout(self.loop, 10):
             raise ValueError('mine')
         self.assertEqual(self.loop.active_timers(), [])
@@ -3048,7 +3035,7 @@ class Difference(typing.NamedTuple):
     kinds: typing.Tuple[str, ...]
     pattern: bytes
     replacement: typing.Union[bytes, typing.Callable[[typing.Match[bytes]], bytes]]
-    rule: str  # The sentence that decides
+    rule: str  # The section that decides
     result: typing.Callable[[Outcome], Outcome] = lambda outcome: outcome
 
 
@@ -3063,130 +3050,103 @@ DIFFERENCES = (
         'lowhaio refuses a bare LF that ends a line, h11 takes it',
         Case(HEAD + b'a: b\ncontent-length: 2\r\n\r\nok'),
         (*HEADS, 'trailers'), rb'(?<!\r)\n', H11_REFUSES + b'\n',
-        'RFC 9112 2.2: Although the line terminator for the start-line and fields is the sequence '
-        'CRLF, a recipient MAY recognize a single LF as a line terminator and ignore any '
-        'preceding CR.'),
+        'RFC 9112 2.2'),
     Difference(
         'lowhaio refuses HTTP/2.0, and h11 takes it for HTTP/1.x',
         Case(OK.replace(b'1.1', b'2.0')),
         HEADS, rb'\AHTTP/[02-9]', H11_REFUSES,
-        'RFC 9110 2.5: The first digit (major version) indicates the messaging syntax'),
+        'RFC 9110 2.5'),
     Difference(
         'lowhaio takes a code under 100 for a final one, h11 refuses it',
         Case(OK.replace(b'200', b'099')),
         FINAL_HEADS, rb'\A(HTTP/1\.[0-9] )0', rb'\g<1>5',
-        'RFC 9110 15: A client that receives a response with an invalid status code SHOULD '
-        'process the response as if it had a 5xx (Server Error) status code.',
+        'RFC 9110 15',
         lambda outcome: outcome._replace(code=b'0' + outcome.code[1:])),
     Difference(
         'lowhaio takes vertical tabs and form feeds in values and reasons, h11 refuses them',
         Case(HEAD + b'a: b\x0bc\x0c\r\ncontent-length: 2\r\n\r\nok'),
         (*HEADS, 'trailers'), rb'[\x0b\x0c]', lambda match: b'<%02x>' % ord(match[0]),
-        'RFC 9110 5.5: Field values containing other CTL characters are also invalid; however, '
-        'recipients MAY retain such characters for the sake of robustness when they appear within '
-        'a safe context', with_controls),
+        'RFC 9110 5.5', with_controls),
     Difference(
         'lowhaio looks at no framing where there is no body, h11 refuses it if it is bad',
         Case(b'HTTP/1.1 204 A\r\ntransfer-encoding: gzip\r\n\r\n'),
         ('interim head', 'bodyless head'), FRAMING_FIELD, MASKED,
-        'RFC 9112 6.3: Any response to a HEAD request and any response with a 1xx '
-        '(Informational), 204 (No Content), or 304 (Not Modified) status code is always '
-        'terminated by the first empty line after the header fields, regardless of the header '
-        'fields present in the message'),
+        'RFC 9112 6.3'),
     Difference(
         'lowhaio drops trailers that frame, h11 refuses them if they are bad',
         Case(CHUNKED + b'0\r\ncontent-length: x\r\n\r\n'),
         ('trailers',), FRAMING_FIELD, MASKED,
-        'RFC 9112 7.1.2: A recipient that removes the chunked coding from a message MAY '
-        'selectively retain or discard the received trailer fields.'),
+        'RFC 9112 7.1.2'),
     Difference(
         'lowhaio looks at no content-length beside chunked, h11 refuses it if it is bad',
         Case(HEAD + b'content-length: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n'),
         ('chunked head',), rb'(?im)^(content-length)(?=:)', MASKED,
-        'RFC 9112 6.3: If a message is received with both a Transfer-Encoding and a '
-        'Content-Length header field, the Transfer-Encoding overrides the Content-Length.'),
+        'RFC 9112 6.3'),
     Difference(
         'lowhaio reuses no connection after transfer-encoding with content-length, h11 does',
         Case(HEAD + b'content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n'),
         FINAL_HEADS, rb'(?is)\A(?=.*\ncontent-length[:-])(?=.*\ntransfer-encoding[:-])', b'',
-        'RFC 9112 6.3: Such a message might indicate an attempt to perform request smuggling '
-        '(Section 11.2) or response splitting (Section 11.1) and ought to be handled as an error.',
+        'RFC 9112 6.3',
         not_reused),
     Difference(
         'lowhaio takes identity for no transfer coding, h11 refuses it',
         Case(HEAD + b'transfer-encoding: identity\r\n\r\nabc', closes=True),
         ('identity head',), rb'(?im)^(transfer-encoding)(?=:)', MASKED,
-        'RFC 2616 4.4: If a Transfer-Encoding header field (section 14.41) is present and has '
-        'any value other than "identity", then the transfer-length is defined by use of the '
-        '"chunked" transfer-coding (section 3.6), unless the message is terminated by closing the '
-        'connection.'),
+        'RFC 2616 4.4'),
     Difference(
         'lowhaio refuses a content-length of 20 digits, h11 takes it',
         Case(HEAD + b'content-length: 00000000000000000002\r\n\r\nok'),
         ('head', 'identity head'),
         rb'(?i)\ncontent-length:(?:[\d, \t]|\r\n[ \t])*(?<!\d)\d{20}(?!\d)', H11_REFUSES,
-        'RFC 9110 8.6: a recipient MUST anticipate potentially large decimal numerals and prevent '
-        'parsing errors due to integer conversion overflows'),
+        'RFC 9110 8.6'),
     Difference(
         'lowhaio refuses a chunk size of 17 to 20 digits, h11 takes it',
         Case(CHUNKED + b'00000000000000000\r\n\r\n'),
         ('chunk line',), rb'\A[0-9A-Fa-f]{17,20}(?![0-9A-Fa-f])', H11_REFUSES,
-        'RFC 9112 7.1: A recipient MUST anticipate potentially large hexadecimal numerals and '
-        'prevent parsing errors due to integer conversion overflows'),
+        'RFC 9112 7.1'),
     Difference(
         'lowhaio takes blanks before a chunk extension, h11 refuses them',
         Case(CHUNKED + b'0 ;a\r\n\r\n'),
         ('chunk line',), rb'\A([0-9A-Fa-f]+)[ \t]+;', rb'\1;',
-        'RFC 9110 5.6.3: A recipient MUST parse for such bad whitespace and remove it before '
-        'interpreting the protocol element.'),
+        'RFC 9110 5.6.3'),
     Difference(
         'lowhaio refuses a bare CR in a chunk extension, h11 takes it',
         Case(CHUNKED + b'0;a\rb\r\n\r\n'),
         ('chunk line',), rb';.*\r(?!\n)', H11_REFUSES,
-        'RFC 9112 2.2: A recipient of such a bare CR MUST consider that element to be invalid or '
-        'replace each bare CR with SP before processing the element or forwarding the message.'),
+        'RFC 9112 2.2'),
     Difference(
         'lowhaio refuses a NUL in a chunk extension, h11 takes it',
         Case(CHUNKED + b'0;a\0\r\n\r\n'),
         ('chunk line',), rb';.*\0', H11_REFUSES,
-        'RFC 9112 7.1.1: chunk-ext-val = token / quoted-string'),
+        'RFC 9112 7.1.1'),
     Difference(
         'lowhaio reuses a connection if HTTP/1.0 says keep-alive, h11 does not',
         Case(b'HTTP/1.0 200 OK\r\nconnection: a, Keep-Alive\r\ncontent-length: 2\r\n\r\nok'),
         FINAL_HEADS, rb'(?is)\AHTTP/1\.0(?!.*\ntransfer-encoding[:-])'
         rb'(?=.*\nconnection:(?:[^\n]*,)?[ \t]*keep-alive[ \t]*[,\r])', b'HTTP/1.1',
-        'RFC 9112 9.3: If the received protocol is HTTP/1.0, the "keep-alive" connection option '
-        'is present, either the recipient is not a proxy or the message is a response, and the '
-        'recipient wishes to honor the HTTP/1.0 "keep-alive" mechanism, the connection will '
-        'persist after the current response'),
+        'RFC 9112 9.3'),
     Difference(
         'lowhaio reuses no connection that the server is about to close, h11 does',
         Case(HEAD + b'keep-alive: timeout=1\r\ncontent-length: 2\r\n\r\nok'),
         FINAL_HEADS, rb'(?is)\A(?:(?!timeout=).)*\nkeep-alive:(?:(?!timeout=)[^\n])*'
         rb'(?<=[:,; \t])timeout=0*[01](?!\d)', rb'\g<0>',
-        'RFC 9112 9.5: Servers will usually have some timeout value beyond which they will no '
-        'longer maintain an inactive connection.', not_reused),
+        'RFC 9112 9.5', not_reused),
     Difference(
         'lowhaio drops blanks before a fold, h11 leaves them in the value',
         Case(HEAD + b'a: b \t\r\n c\r\ncontent-length: 2\r\n\r\nok'),
         HEADS, rb'(?<=[^\r\n \t])[ \t]+(?=\r\n[ \t])', b'',
-        'RFC 9112 5.2: A user agent that receives an obs-fold in a response message that is not '
-        'within a "message/http" container MUST replace each received obs-fold with one or more '
-        'SP octets prior to interpreting the field value.'),
+        'RFC 9112 5.2'),
     Difference(
         'lowhaio reuses no connection after a 204 that states a body, h11 does',
         Case(b'HTTP/1.1 204 A\r\ncontent-length: 2\r\n\r\n'),
         ('bodyless head',), rb'(?is)\AHTTP/1\.[0-9] 204(?=.*\n'
         rb'(?:content-length|transfer-encoding)[:-])', rb'\g<0>',
-        'RFC 9110 8.6: A server MUST NOT send a Content-Length header field in any response with '
-        'a status code of 1xx (Informational) or 204 (No Content).', not_reused),
+        'RFC 9110 8.6', not_reused),
     Difference(
         'lowhaio reuses no connection after an interim response with close, h11 does',
         Case(b'HTTP/1.1 103 A\r\nconnection: a, Close\r\n\r\n' + OK),
         ('interim head',), rb'(?i)\nconnection:(?:[^\n]*,)?[ \t]*close[ \t]*[,\r]', rb'\g<0>',
-        'RFC 9112 9.6: A client that receives a "close" connection option MUST cease sending '
-        'requests on that connection and close the connection after reading the response message '
-        'containing the "close" connection option', not_reused),
+        'RFC 9112 9.6', not_reused),
 )
 
 
@@ -3550,10 +3510,13 @@ class NameResolutionTest(TestCase):
     def resolving_pool(self, **kwargs):
         return self.pool(get_dns_resolver=DEFAULT_RESOLVER, **kwargs)
 
+    def resolved(self, **kwargs):
+        """A name server that knows a.test, the server of that name, and a pool that asks."""
+        return (NameServer(self).add('a.test', 'A', '127.0.0.1'),
+                self.serve(OK, host='a.test'), self.resolving_pool(**kwargs))
+
     async def test_name_server_is_asked_once_while_its_answer_lives(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
-        server = self.serve(OK, host='a.test')
-        request = self.resolving_pool(keep_alive_timeout=0)
+        names, server, request = self.resolved(keep_alive_timeout=0)
         await fetch(request, b'GET', server.url)
         await fetch(request, b'GET', server.url)
         self.assertEqual(names.queries, [('a.test', 'A')])
@@ -3573,11 +3536,6 @@ class NameResolutionTest(TestCase):
         await fetch(request, b'GET', server.url)
         await fetch(request, b'GET', server.url)
         self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
-
-    async def test_unknown_name_is_a_dns_error(self):
-        NameServer(self)
-        await self.fails(HttpDnsError, self.resolving_pool()(b'GET', 'http://a.test/'), 'a.test',
-                         aiodnsresolver.DnsRecordDoesNotExist)
 
     async def test_failing_name_server_is_a_dns_error(self):
         names = NameServer(self).add('a.test', 'A', rcode=2)
@@ -3622,11 +3580,12 @@ class NameResolutionTest(TestCase):
                 self.assertEqual((await fetch(self.resolving_pool(), b'GET', url))[2], b'ok')
                 self.assertEqual(len(names.queries), number)
 
-    async def test_name_that_has_neither_record_is_a_dns_error(self):
+    async def test_name_that_is_unknown_or_has_neither_record_is_a_dns_error(self):
         names = NameServer(self).add('a.test', 'A').add('a.test', 'AAAA')
-        await self.fails(HttpDnsError, self.resolving_pool()(b'GET', 'http://a.test/'), 'a.test',
-                         aiodnsresolver.DnsRecordDoesNotExist)
-        self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
+        for host in ('a.test', 'b.test'):
+            await self.fails(HttpDnsError, self.resolving_pool()(b'GET', 'http://%s/' % host),
+                             host, aiodnsresolver.DnsRecordDoesNotExist)
+            self.assertEqual(names.queries[-2:], [(host, 'A'), (host, 'AAAA')])
 
     async def test_connections_of_before_are_used_again_once_their_address_is_back(self):
         names = NameServer(self).add('a.test', 'A', '127.0.0.1', ttl=0)
@@ -3667,40 +3626,30 @@ class NameResolutionTest(TestCase):
         self.assertIsInstance(held, HttpDnsError)
 
     async def test_concurrent_requests_share_a_query(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
-        server = self.serve(OK, host='a.test')
-        request = self.resolving_pool()
+        names, server, request = self.resolved()
         tasks = [self.spawn(fetch(request, b'GET', server.url)) for _ in range(5)]
         for task in tasks:
             self.assertEqual((await task)[2], b'ok')
         self.assertEqual(len(names.queries), 1)
 
     async def test_cancelled_lookup_does_not_fail_the_others(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        names, server, request = self.resolved()
         names.drops = 1
-        server = self.serve(OK, host='a.test')
-        request = self.resolving_pool()
         tasks = [self.spawn(fetch(request, b'GET', server.url)) for _ in range(3)]
         await self.turns(5)
         tasks[0].cancel()
         for task in tasks[1:]:
             self.assertEqual((await task)[2], b'ok')
 
-    async def test_unreadable_resolv_conf_is_a_dns_error_of_names_only(self):
-        server = self.serve(OK)
-        with etc(resolv_conf=FileNotFoundError(2, 'resolv.conf')):
-            request = self.resolving_pool()
-            await self.fails(HttpDnsError, request(b'GET', 'http://a.test/'), 'resolv.conf')
-            url = server.url.replace('localhost', '127.0.0.1')
-            self.assertEqual((await fetch(request, b'GET', url))[2], b'ok')
-
-    async def test_unreadable_hosts_is_a_dns_error_of_names_only(self):
-        server = self.serve(OK)
-        with etc(hosts=PermissionError(13, 'Permission denied', '/etc/hosts')):
-            request = self.resolving_pool()
-            await self.fails(HttpDnsError, request(b'GET', 'http://a.test/'), '/etc/hosts')
-            url = server.url.replace('localhost', '127.0.0.1')
-            self.assertEqual((await fetch(request, b'GET', url))[2], b'ok')
+    async def test_unreadable_file_is_a_dns_error_of_names_only(self):
+        url = self.serve(OK).url.replace('localhost', '127.0.0.1')
+        for words, files in (
+                ('resolv.conf', {'resolv_conf': FileNotFoundError(2, 'resolv.conf')}),
+                ('/etc/hosts', {'hosts': PermissionError(13, 'denied', '/etc/hosts')})):
+            with self.subTest(words), etc(**files):
+                request = self.resolving_pool()
+                await self.fails(HttpDnsError, request(b'GET', 'http://a.test/'), words)
+                self.assertEqual((await fetch(request, b'GET', url))[2], b'ok')
 
     async def test_exception_of_a_resolver_is_the_cause_of_a_dns_error(self):
         names = Names()
