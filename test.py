@@ -3,6 +3,28 @@
     python -W error -X dev -m unittest
 
 After every test, the harness proves that nothing was left behind: see TestCase.
+
+The banners are those of lowhaio.py, in its order. Where to find, or what to give to -k, for
+
+    what is sent, byte by byte        Sent, for what is asked; Refused, Mistakes, BadBody: errors
+    a response, byte by byte          test.ResponseTest: STATUS_LINES, FIELD_LINES, CHUNKS, FRAMING
+    chunked bodies                    chunk: of responses in CHUNKS, of requests in SENT_BODIES
+    h11 as an oracle of both          Oracle
+    DNS, /etc/hosts                   NameResolution, NameFiles
+    addresses, sockets, descriptors   test.Connect, OwnMachineConnect, Descriptors, SocketTest
+    timeouts                          test.Timeout: timeout(); SocketTimeout, SlowServer: a pool
+    TLS                               Tls, Renegotiation
+    the caller's body                 RequestBody, CallersBody, ExpectContinue
+    an early response                 Early: Refusal, Success, Echo, Fault, Leave; LastWord
+    cancellation                      test.Cancellation: at every await; cancel: all others, too
+    a response's body                 ResponseBody, DroppedBody, Fairness
+    reuse, stale connections          test.Reuse, StaleConnection; test.Close: of a pool
+    memory                            NothingIsKept, without_bound, little_memory
+    nginx, aiohttp                    Nginx, Aiohttp
+    redirects, retries, layers, S3    TestLayers, TestS3
+    blocks and links of the docs      TestDocs, TestPages
+    examples                          TestExamples, Quickstart, Crawler, Download, TestUpload, Sse,
+                                      Proxy, Httpx
 """
 
 import asyncio
