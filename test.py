@@ -3,6 +3,28 @@
     python -W error -X dev -m unittest
 
 After every test, the harness proves that nothing was left behind: see TestCase.
+
+The banners are those of lowhaio.py, in its order. Where to find, or what to give to -k, for
+
+    what is sent, byte by byte        Sent, for what is asked; Refused, Mistakes, BadBody: errors
+    a response, byte by byte          test.ResponseTest: STATUS_LINES, FIELD_LINES, CHUNKS, FRAMING
+    chunked bodies                    chunk: of responses in CHUNKS, of requests in SENT_BODIES
+    h11 as an oracle of both          Oracle
+    DNS, /etc/hosts                   NameResolution, NameFiles
+    addresses, sockets, descriptors   test.Connect, OwnMachineConnect, Descriptors, SocketTest
+    timeouts                          test.Timeout: timeout(); SocketTimeout, SlowServer: a pool
+    TLS                               Tls, Renegotiation
+    the caller's body                 RequestBody, CallersBody, ExpectContinue
+    an early response                 Early: Refusal, Success, Echo, Fault, Leave; LastWord
+    cancellation                      test.Cancellation: at every await; cancel: all others, too
+    a response's body                 ResponseBody, DroppedBody, Fairness
+    reuse, stale connections          test.Reuse, StaleConnection; test.Close: of a pool
+    memory                            NothingIsKept, without_bound, little_memory
+    nginx, aiohttp                    Nginx, Aiohttp
+    redirects, retries, layers, S3    TestLayers, TestS3
+    blocks and links of the docs      TestDocs, TestPages
+    examples                          TestExamples, Quickstart, Crawler, Download, TestUpload, Sse,
+                                      Proxy, Httpx
 """
 
 import asyncio
@@ -859,25 +881,20 @@ class LoggingTest(TestCase):
     async def test_messages_of_a_request_start_with_its_method_and_url(self):
         server = self.serve(OK)
         with LogRecords('lowhaio') as log:
-            await fetch(self.pool(), b'GET', server.url + '/a')
-        prefix = '[http:GET,%s/a] ' % server.url
+            await fetch(self.pool(), b'GET', server.url + '/%25s/%d?100%')
+        prefix = '[http:GET,%s/%%25s/%%d?100%%] ' % server.url
         self.assertTrue(log.messages())
         self.assertEqual([m for m in log.messages() if not m.startswith(prefix)], [])
         self.assertEqual({record.levelno for record in log.records}, {logging.DEBUG})
 
     async def test_messages_outside_of_a_request_start_with_http(self):
         _, close = self.pool_and_close()
+        extras = []
         with LogRecords('lowhaio') as log:
-            await close()
+            await close(get_logger_adapter=self.adapter(extras))
+        self.assertEqual(extras, [{}])
         self.assertTrue(all(message.startswith('[http] ') for message in log.messages()))
         self.assertTrue(log.messages())
-
-    async def test_percent_in_url_does_not_break_formatting(self):
-        server = self.serve(OK)
-        url = server.url + '/%25s/%d?100%'
-        with LogRecords('lowhaio') as log:
-            await fetch(self.pool(), b'GET', url)
-        self.assertIn('[http:GET,%s] ' % url, log.messages()[0])
 
     async def test_url_is_logged_as_it_is_with_arguments_and_without(self):
         logger = logging.getLogger('lowhaio')
@@ -947,12 +964,6 @@ class LoggingTest(TestCase):
         self.assertEqual((pools, requests), ([], [extra]))
         self.assertEqual(dns[-1][0], extra)
 
-    async def test_adapters_given_to_close_are_used_instead(self):
-        _, close = self.pool_and_close()
-        extras = []
-        await close(get_logger_adapter=self.adapter(extras))
-        self.assertEqual(extras, [{}])
-
 
 # ---- Helpers ----
 
@@ -990,12 +1001,10 @@ class TimeoutTest(TestCase):
         finally:
             loop.close()
 
-    async def test_timeout_that_does_not_expire_leaves_nothing(self):
+    async def test_block_that_ends_or_raises_in_time_leaves_no_timer(self):
         with timeout(self.loop, 10):
             await asyncio.sleep(0)
         self.assertEqual(self.loop.active_timers(), [])
-
-    async def test_exception_of_the_block_comes_out_unchanged(self):
         with self.assertRaisesRegex(ValueError, 'mine'), timeout(self.loop, 10):
             raise ValueError('mine')
         self.assertEqual(self.loop.active_timers(), [])
@@ -1549,20 +1558,6 @@ class SentTest(TestCase):
         for literal in ('123:4567:89ab:cdef::', '::ABCD:EF01'):
             await self.fails(HttpConnectionError, request(b'GET', 'http://[%s]' % literal))
         self.assertEqual(addresses[-2:], ['123:4567:89ab:cdef::', '::abcd:ef01'])
-
-    async def test_expectation_without_a_body_is_not_waited_for(self):
-        async def script(peer):
-            await peer.read_until(b'\r\n\r\n')
-            await peer.send(OK)
-            await peer.ended()
-        ran = []
-
-        async def body():
-            ran.append(True)
-            yield b''
-        await fetch(self.pool(), b'PUT', self.serve(script=script).url,
-                    headers=(*content_length(0), EXPECT), body=body)
-        self.assertEqual(ran, [True])
 
     async def test_names_of_headers_are_not_remembered_without_bound(self):
         request = self.pool()
@@ -2280,14 +2275,6 @@ class BadBodyTest(TestCase):
     async def test_bodies_that_break_their_framing(self):
         await self.each(BAD_BODIES)
 
-    async def test_chunks_that_are_not_bytes_are_refused(self):
-        for chunk in ('abc', 3, None, [1]):
-            with self.subTest(chunk=chunk):
-                await self.fails(HttpInvalidRequest, fetch(
-                    self.pool(), b'PUT', self.serve().url, headers=content_length(3),
-                    body=chunks_of, body_args=(chunk,)),
-                    'the body of the request', cause=TypeError)
-
 
 # ---- Response head (RFC 9112 4, 5) ----
 
@@ -2924,7 +2911,11 @@ class ResponseTest(TestCase):
 
     async def check_cuts(self, row):
         server, request, close = self.serve_row(row)
-        for cut in range(1, len(row.data)):
+        # In what is long, all that is not near the end of a line is the same
+        cuts = range(1, len(row.data)) if len(row.data) < 200 else sorted({
+            cut for end in re.finditer(rb'[\r\n;]+', row.data)
+            for cut in range(end.start() - 1, end.end() + 2)} & {*range(1, len(row.data))})
+        for cut in cuts:
             with self.subTest(row.name, cut=cut):
                 self.segments = [cut]
                 await self.check_response(row, request, server)
@@ -3003,7 +2994,7 @@ class ResponseTest(TestCase):
                 ('names', b'', b'x-%07d: a'), ('date', b'', b'date: %07d')):
             with self.subTest(name):
                 answers = []
-                for number in range(300):
+                for number in range(80):
                     lines = (status % number if status else b'OK',
                              field % number if field else b'a: b')
                     answers.append(b'HTTP/1.1 200 %b\r\ncontent-length: 0\r\n%b\r\n\r\n' % tuple(
@@ -3015,7 +3006,7 @@ class ResponseTest(TestCase):
                 gc.collect()
                 tracemalloc.start()
                 try:
-                    for _ in range(299):
+                    for _ in range(79):
                         await fetch(request, b'GET', server.url)
                     answers.clear()
                     server.requests.clear()
@@ -3144,7 +3135,7 @@ class Difference(typing.NamedTuple):
     kinds: typing.Tuple[str, ...]
     pattern: bytes
     replacement: typing.Union[bytes, typing.Callable[[typing.Match[bytes]], bytes]]
-    rule: str  # The sentence that decides
+    rule: str  # The section that decides
     result: typing.Callable[[Outcome], Outcome] = lambda outcome: outcome
 
 
@@ -3159,130 +3150,103 @@ DIFFERENCES = (
         'lowhaio refuses a bare LF that ends a line, h11 takes it',
         Case(HEAD + b'a: b\ncontent-length: 2\r\n\r\nok'),
         (*HEADS, 'trailers'), rb'(?<!\r)\n', H11_REFUSES + b'\n',
-        'RFC 9112 2.2: Although the line terminator for the start-line and fields is the sequence '
-        'CRLF, a recipient MAY recognize a single LF as a line terminator and ignore any '
-        'preceding CR.'),
+        'RFC 9112 2.2'),
     Difference(
         'lowhaio refuses HTTP/2.0, and h11 takes it for HTTP/1.x',
         Case(OK.replace(b'1.1', b'2.0')),
         HEADS, rb'\AHTTP/[02-9]', H11_REFUSES,
-        'RFC 9110 2.5: The first digit (major version) indicates the messaging syntax'),
+        'RFC 9110 2.5'),
     Difference(
         'lowhaio takes a code under 100 for a final one, h11 refuses it',
         Case(OK.replace(b'200', b'099')),
         FINAL_HEADS, rb'\A(HTTP/1\.[0-9] )0', rb'\g<1>5',
-        'RFC 9110 15: A client that receives a response with an invalid status code SHOULD '
-        'process the response as if it had a 5xx (Server Error) status code.',
+        'RFC 9110 15',
         lambda outcome: outcome._replace(code=b'0' + outcome.code[1:])),
     Difference(
         'lowhaio takes vertical tabs and form feeds in values and reasons, h11 refuses them',
         Case(HEAD + b'a: b\x0bc\x0c\r\ncontent-length: 2\r\n\r\nok'),
         (*HEADS, 'trailers'), rb'[\x0b\x0c]', lambda match: b'<%02x>' % ord(match[0]),
-        'RFC 9110 5.5: Field values containing other CTL characters are also invalid; however, '
-        'recipients MAY retain such characters for the sake of robustness when they appear within '
-        'a safe context', with_controls),
+        'RFC 9110 5.5', with_controls),
     Difference(
         'lowhaio looks at no framing where there is no body, h11 refuses it if it is bad',
         Case(b'HTTP/1.1 204 A\r\ntransfer-encoding: gzip\r\n\r\n'),
         ('interim head', 'bodyless head'), FRAMING_FIELD, MASKED,
-        'RFC 9112 6.3: Any response to a HEAD request and any response with a 1xx '
-        '(Informational), 204 (No Content), or 304 (Not Modified) status code is always '
-        'terminated by the first empty line after the header fields, regardless of the header '
-        'fields present in the message'),
+        'RFC 9112 6.3'),
     Difference(
         'lowhaio drops trailers that frame, h11 refuses them if they are bad',
         Case(CHUNKED + b'0\r\ncontent-length: x\r\n\r\n'),
         ('trailers',), FRAMING_FIELD, MASKED,
-        'RFC 9112 7.1.2: A recipient that removes the chunked coding from a message MAY '
-        'selectively retain or discard the received trailer fields.'),
+        'RFC 9112 7.1.2'),
     Difference(
         'lowhaio looks at no content-length beside chunked, h11 refuses it if it is bad',
         Case(HEAD + b'content-length: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n'),
         ('chunked head',), rb'(?im)^(content-length)(?=:)', MASKED,
-        'RFC 9112 6.3: If a message is received with both a Transfer-Encoding and a '
-        'Content-Length header field, the Transfer-Encoding overrides the Content-Length.'),
+        'RFC 9112 6.3'),
     Difference(
         'lowhaio reuses no connection after transfer-encoding with content-length, h11 does',
         Case(HEAD + b'content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n'),
         FINAL_HEADS, rb'(?is)\A(?=.*\ncontent-length[:-])(?=.*\ntransfer-encoding[:-])', b'',
-        'RFC 9112 6.3: Such a message might indicate an attempt to perform request smuggling '
-        '(Section 11.2) or response splitting (Section 11.1) and ought to be handled as an error.',
+        'RFC 9112 6.3',
         not_reused),
     Difference(
         'lowhaio takes identity for no transfer coding, h11 refuses it',
         Case(HEAD + b'transfer-encoding: identity\r\n\r\nabc', closes=True),
         ('identity head',), rb'(?im)^(transfer-encoding)(?=:)', MASKED,
-        'RFC 2616 4.4: If a Transfer-Encoding header field (section 14.41) is present and has '
-        'any value other than "identity", then the transfer-length is defined by use of the '
-        '"chunked" transfer-coding (section 3.6), unless the message is terminated by closing the '
-        'connection.'),
+        'RFC 2616 4.4'),
     Difference(
         'lowhaio refuses a content-length of 20 digits, h11 takes it',
         Case(HEAD + b'content-length: 00000000000000000002\r\n\r\nok'),
         ('head', 'identity head'),
         rb'(?i)\ncontent-length:(?:[\d, \t]|\r\n[ \t])*(?<!\d)\d{20}(?!\d)', H11_REFUSES,
-        'RFC 9110 8.6: a recipient MUST anticipate potentially large decimal numerals and prevent '
-        'parsing errors due to integer conversion overflows'),
+        'RFC 9110 8.6'),
     Difference(
         'lowhaio refuses a chunk size of 17 to 20 digits, h11 takes it',
         Case(CHUNKED + b'00000000000000000\r\n\r\n'),
         ('chunk line',), rb'\A[0-9A-Fa-f]{17,20}(?![0-9A-Fa-f])', H11_REFUSES,
-        'RFC 9112 7.1: A recipient MUST anticipate potentially large hexadecimal numerals and '
-        'prevent parsing errors due to integer conversion overflows'),
+        'RFC 9112 7.1'),
     Difference(
         'lowhaio takes blanks before a chunk extension, h11 refuses them',
         Case(CHUNKED + b'0 ;a\r\n\r\n'),
         ('chunk line',), rb'\A([0-9A-Fa-f]+)[ \t]+;', rb'\1;',
-        'RFC 9110 5.6.3: A recipient MUST parse for such bad whitespace and remove it before '
-        'interpreting the protocol element.'),
+        'RFC 9110 5.6.3'),
     Difference(
         'lowhaio refuses a bare CR in a chunk extension, h11 takes it',
         Case(CHUNKED + b'0;a\rb\r\n\r\n'),
         ('chunk line',), rb';.*\r(?!\n)', H11_REFUSES,
-        'RFC 9112 2.2: A recipient of such a bare CR MUST consider that element to be invalid or '
-        'replace each bare CR with SP before processing the element or forwarding the message.'),
+        'RFC 9112 2.2'),
     Difference(
         'lowhaio refuses a NUL in a chunk extension, h11 takes it',
         Case(CHUNKED + b'0;a\0\r\n\r\n'),
         ('chunk line',), rb';.*\0', H11_REFUSES,
-        'RFC 9112 7.1.1: chunk-ext-val = token / quoted-string'),
+        'RFC 9112 7.1.1'),
     Difference(
         'lowhaio reuses a connection if HTTP/1.0 says keep-alive, h11 does not',
         Case(b'HTTP/1.0 200 OK\r\nconnection: a, Keep-Alive\r\ncontent-length: 2\r\n\r\nok'),
         FINAL_HEADS, rb'(?is)\AHTTP/1\.0(?!.*\ntransfer-encoding[:-])'
         rb'(?=.*\nconnection:(?:[^\n]*,)?[ \t]*keep-alive[ \t]*[,\r])', b'HTTP/1.1',
-        'RFC 9112 9.3: If the received protocol is HTTP/1.0, the "keep-alive" connection option '
-        'is present, either the recipient is not a proxy or the message is a response, and the '
-        'recipient wishes to honor the HTTP/1.0 "keep-alive" mechanism, the connection will '
-        'persist after the current response'),
+        'RFC 9112 9.3'),
     Difference(
         'lowhaio reuses no connection that the server is about to close, h11 does',
         Case(HEAD + b'keep-alive: timeout=1\r\ncontent-length: 2\r\n\r\nok'),
         FINAL_HEADS, rb'(?is)\A(?:(?!timeout=).)*\nkeep-alive:(?:(?!timeout=)[^\n])*'
         rb'(?<=[:,; \t])timeout=0*[01](?!\d)', rb'\g<0>',
-        'RFC 9112 9.5: Servers will usually have some timeout value beyond which they will no '
-        'longer maintain an inactive connection.', not_reused),
+        'RFC 9112 9.5', not_reused),
     Difference(
         'lowhaio drops blanks before a fold, h11 leaves them in the value',
         Case(HEAD + b'a: b \t\r\n c\r\ncontent-length: 2\r\n\r\nok'),
         HEADS, rb'(?<=[^\r\n \t])[ \t]+(?=\r\n[ \t])', b'',
-        'RFC 9112 5.2: A user agent that receives an obs-fold in a response message that is not '
-        'within a "message/http" container MUST replace each received obs-fold with one or more '
-        'SP octets prior to interpreting the field value.'),
+        'RFC 9112 5.2'),
     Difference(
         'lowhaio reuses no connection after a 204 that states a body, h11 does',
         Case(b'HTTP/1.1 204 A\r\ncontent-length: 2\r\n\r\n'),
         ('bodyless head',), rb'(?is)\AHTTP/1\.[0-9] 204(?=.*\n'
         rb'(?:content-length|transfer-encoding)[:-])', rb'\g<0>',
-        'RFC 9110 8.6: A server MUST NOT send a Content-Length header field in any response with '
-        'a status code of 1xx (Informational) or 204 (No Content).', not_reused),
+        'RFC 9110 8.6', not_reused),
     Difference(
         'lowhaio reuses no connection after an interim response with close, h11 does',
         Case(b'HTTP/1.1 103 A\r\nconnection: a, Close\r\n\r\n' + OK),
         ('interim head',), rb'(?i)\nconnection:(?:[^\n]*,)?[ \t]*close[ \t]*[,\r]', rb'\g<0>',
-        'RFC 9112 9.6: A client that receives a "close" connection option MUST cease sending '
-        'requests on that connection and close the connection after reading the response message '
-        'containing the "close" connection option', not_reused),
+        'RFC 9112 9.6', not_reused),
 )
 
 
@@ -3646,10 +3610,13 @@ class NameResolutionTest(TestCase):
     def resolving_pool(self, **kwargs):
         return self.pool(get_dns_resolver=DEFAULT_RESOLVER, **kwargs)
 
+    def resolved(self, **kwargs):
+        """A name server that knows a.test, the server of that name, and a pool that asks."""
+        return (NameServer(self).add('a.test', 'A', '127.0.0.1'),
+                self.serve(OK, host='a.test'), self.resolving_pool(**kwargs))
+
     async def test_name_server_is_asked_once_while_its_answer_lives(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
-        server = self.serve(OK, host='a.test')
-        request = self.resolving_pool(keep_alive_timeout=0)
+        names, server, request = self.resolved(keep_alive_timeout=0)
         await fetch(request, b'GET', server.url)
         await fetch(request, b'GET', server.url)
         self.assertEqual(names.queries, [('a.test', 'A')])
@@ -3669,11 +3636,6 @@ class NameResolutionTest(TestCase):
         await fetch(request, b'GET', server.url)
         await fetch(request, b'GET', server.url)
         self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
-
-    async def test_unknown_name_is_a_dns_error(self):
-        NameServer(self)
-        await self.fails(HttpDnsError, self.resolving_pool()(b'GET', 'http://a.test/'), 'a.test',
-                         aiodnsresolver.DnsRecordDoesNotExist)
 
     async def test_failing_name_server_is_a_dns_error(self):
         names = NameServer(self).add('a.test', 'A', rcode=2)
@@ -3718,17 +3680,12 @@ class NameResolutionTest(TestCase):
                 self.assertEqual((await fetch(self.resolving_pool(), b'GET', url))[2], b'ok')
                 self.assertEqual(len(names.queries), number)
 
-    async def test_name_that_has_neither_record_is_a_dns_error(self):
+    async def test_name_that_is_unknown_or_has_neither_record_is_a_dns_error(self):
         names = NameServer(self).add('a.test', 'A').add('a.test', 'AAAA')
-        await self.fails(HttpDnsError, self.resolving_pool()(b'GET', 'http://a.test/'), 'a.test',
-                         aiodnsresolver.DnsRecordDoesNotExist)
-        self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
-
-    async def test_trailing_dot_is_not_asked_for(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
-        server = self.serve(OK, host='a.test.')
-        self.assertEqual((await fetch(self.resolving_pool(), b'GET', server.url))[2], b'ok')
-        self.assertEqual(names.queries, [('a.test', 'A')])
+        for host in ('a.test', 'b.test'):
+            await self.fails(HttpDnsError, self.resolving_pool()(b'GET', 'http://%s/' % host),
+                             host, aiodnsresolver.DnsRecordDoesNotExist)
+            self.assertEqual(names.queries[-2:], [(host, 'A'), (host, 'AAAA')])
 
     async def test_connections_of_before_are_used_again_once_their_address_is_back(self):
         names = NameServer(self).add('a.test', 'A', '127.0.0.1', ttl=0)
@@ -3751,16 +3708,6 @@ class NameResolutionTest(TestCase):
         with self.assertRaises(asyncio.CancelledError):
             await task
 
-    @since_python_3_11
-    async def test_asyncio_timeout_works_around_a_lost_packet(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
-        names.drops = 1
-        server = self.serve(OK, host='a.test')
-        async with asyncio.timeout(10):
-            await fetch(self.resolving_pool(), b'GET', server.url)
-        async with asyncio.timeout(10):
-            await asyncio.sleep(0)
-
     async def test_changed_record_is_seen_after_its_ttl_while_an_old_exception_is_held(self):
         names = NameServer(self)
         server = self.serve(OK, host='a.test', port=free_port())
@@ -3779,53 +3726,36 @@ class NameResolutionTest(TestCase):
         self.assertIsInstance(held, HttpDnsError)
 
     async def test_concurrent_requests_share_a_query(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
-        server = self.serve(OK, host='a.test')
-        request = self.resolving_pool()
+        names, server, request = self.resolved()
         tasks = [self.spawn(fetch(request, b'GET', server.url)) for _ in range(5)]
         for task in tasks:
             self.assertEqual((await task)[2], b'ok')
         self.assertEqual(len(names.queries), 1)
 
     async def test_cancelled_lookup_does_not_fail_the_others(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        names, server, request = self.resolved()
         names.drops = 1
-        server = self.serve(OK, host='a.test')
-        request = self.resolving_pool()
         tasks = [self.spawn(fetch(request, b'GET', server.url)) for _ in range(3)]
         await self.turns(5)
         tasks[0].cancel()
         for task in tasks[1:]:
             self.assertEqual((await task)[2], b'ok')
 
-    async def test_unreadable_resolv_conf_is_a_dns_error_of_names_only(self):
-        server = self.serve(OK)
-        with etc(resolv_conf=FileNotFoundError(2, 'resolv.conf')):
-            request = self.resolving_pool()
-            await self.fails(HttpDnsError, request(b'GET', 'http://a.test/'), 'resolv.conf')
-            url = server.url.replace('localhost', '127.0.0.1')
-            self.assertEqual((await fetch(request, b'GET', url))[2], b'ok')
-
-    async def test_unreadable_hosts_is_a_dns_error_of_names_only(self):
-        server = self.serve(OK)
-        with etc(hosts=PermissionError(13, 'Permission denied', '/etc/hosts')):
-            request = self.resolving_pool()
-            await self.fails(HttpDnsError, request(b'GET', 'http://a.test/'), '/etc/hosts')
-            url = server.url.replace('localhost', '127.0.0.1')
-            self.assertEqual((await fetch(request, b'GET', url))[2], b'ok')
+    async def test_unreadable_file_is_a_dns_error_of_names_only(self):
+        url = self.serve(OK).url.replace('localhost', '127.0.0.1')
+        for words, files in (
+                ('resolv.conf', {'resolv_conf': FileNotFoundError(2, 'resolv.conf')}),
+                ('/etc/hosts', {'hosts': PermissionError(13, 'denied', '/etc/hosts')})):
+            with self.subTest(words), etc(**files):
+                request = self.resolving_pool()
+                await self.fails(HttpDnsError, request(b'GET', 'http://a.test/'), words)
+                self.assertEqual((await fetch(request, b'GET', url))[2], b'ok')
 
     async def test_exception_of_a_resolver_is_the_cause_of_a_dns_error(self):
         names = Names()
         names.records['a.test', 'A'] = OSError('mine')
         request = self.pool(get_dns_resolver=names)
         await self.fails(HttpDnsError, request(b'GET', 'http://a.test/'), 'mine', OSError)
-
-    async def test_literals_need_no_resolver(self):
-        server = self.serve(OK)
-        names = Names()
-        url = server.url.replace('localhost', '127.0.0.1')
-        await fetch(self.pool(get_dns_resolver=names), b'GET', url)
-        self.assertEqual(names.queries, [])
 
     async def test_what_name_servers_say_is_not_remembered_without_bound(self):
         names = NameServer(self)
@@ -8233,8 +8163,6 @@ NGINX_CONF = """
             location /1k/reset { client_max_body_size 1k; dav_methods PUT; lingering_close off; }
 
             location /closed-soon { keepalive_timeout 100ms; return 200 ''; }
-            location /stated-1 { keepalive_timeout 60s 1s; return 200 ''; }
-            location /stated-60 { keepalive_timeout 60s 60s; return 200 ''; }
         }
     }
 """
@@ -8295,7 +8223,7 @@ class Nginx:
 class AiohttpServer:
     """Answers with a function that is given aiohttp's request, until the end of the test."""
 
-    def __init__(self, case, answer, expect=None, tls=None):
+    def __init__(self, case, answer, tls=None):
         self.answer = answer
         self.tls = tls
         self.connections = set()
@@ -8304,7 +8232,7 @@ class AiohttpServer:
         self.port = self.sock.getsockname()[1]
         self.url = 'http%s://localhost:%d' % ('s' if tls else '', self.port)
         app = web.Application(client_max_size=2**30)
-        app.router.add_route('*', '/{path:.*}', self._on_request, expect_handler=expect)
+        app.router.add_route('*', '/{path:.*}', self._on_request)
         self.runner = web.AppRunner(app, access_log=None, lingering_time=0)
         case.spawn(self._run())
 
@@ -8417,18 +8345,6 @@ class NginxTest(TestCase):
             _, headers, _ = await fetch(request, b'GET', self.nginx.urls[0] + url, **kwargs)
             numbers.append(dict(headers)[b'x-connection'])
         return numbers
-
-    async def test_fields_of_a_response_are_all_there(self):
-        request, ids = self.pool(), set()
-        for url in self.nginx.urls:
-            code, headers, body = await fetch(request, b'GET', url + '/files/text')
-            self.assertEqual((code, body), (b'200', b'some text'))
-            self.assertEqual([name for name, _ in headers], [
-                b'server', b'date', b'content-type', b'content-length', b'last-modified',
-                b'connection', b'etag', b'cache-control', b'x-request-id', b'x-connection',
-                b'accept-ranges'])
-            ids.add(dict(headers)[b'x-request-id'])
-        self.assertEqual([len(ids), *map(len, ids)], [2, 32, 32])
 
     def mixed_requests(self, number, nginx, aiohttp, etag):
         """20 of them: method, URL, arguments, expected code and body."""
@@ -8553,14 +8469,6 @@ class NginxTest(TestCase):
                                          headers=(length,), body=lambda body=download: body)
                 await self.check_large_upload(code)
 
-    async def test_chunked_response_body_can_be_the_body_of_another_request(self):
-        request = self.pool()
-        _, headers, download = await request(b'GET', self.nginx.urls[0] + '/chunked/large')
-        self.assertIn((b'transfer-encoding', b'chunked'), headers)
-        code, _, _ = await fetch(request, b'PUT', self.nginx.urls[0] + '/uploads/large',
-                                 headers=CHUNKED_BODY, body=lambda: in_chunks(download))
-        await self.check_large_upload(code)
-
     async def test_413_during_an_upload_is_the_response(self):
         request = self.pool()
         length = (b'content-length', b'%d' % self.LARGE_SIZE)
@@ -8606,33 +8514,6 @@ class NginxTest(TestCase):
                 os.remove(self.nginx.path('uploads/expected'))
         self.assertLess(min(seconds), 1)  # After one, it would go without
 
-    async def test_chunked_upload_of_single_bytes_arrives(self):
-        code, _, _ = await fetch(self.pool(), b'PUT', self.nginx.urls[0] + '/uploads/bytes',
-                                 **upload(self.data[:3000], size=1))
-        self.assertEqual(code, b'201')
-        self.assertEqual(self.nginx.read('uploads/bytes'), self.data[:3000])
-
-    async def test_responses_without_a_body_keep_the_connection(self):
-        request, numbers = self.pool(), set()
-        url = self.nginx.urls[0]
-        _, headers, _ = await fetch(request, b'GET', url + '/files/text')
-        match = ((b'if-none-match', dict(headers)[b'etag']),)
-        for method, path, fields, expected in (
-                (b'GET', '/204', (), b'204'), (b'GET', '/files/text', match, b'304'),
-                (b'HEAD', '/files/data', (), b'200'), (b'HEAD', '/chunked/data', (), b'200'),
-                (b'HEAD', '/404', (), b'404'), (b'GET', '/files/text', (), b'200')):
-            code, headers, body = await fetch(request, method, url + path, headers=fields)
-            self.assertEqual(code, expected)
-            numbers.add(dict(headers)[b'x-connection'])
-        self.assertEqual((len(numbers), body), (1, b'some text'))
-
-    async def test_half_read_response_does_not_keep_the_connection(self):
-        request = self.pool()
-        _, headers, body = await request(b'GET', self.nginx.urls[0] + '/files/large')
-        self.assertTrue(await body.__anext__())
-        await body.aclose()
-        self.assertNotIn(dict(headers)[b'x-connection'], await self.connections(request, '/echo'))
-
     async def test_connection_that_nginx_closes_when_idle_is_dropped(self):
         closed = asyncio.Event()
 
@@ -8653,27 +8534,6 @@ class NginxTest(TestCase):
         second = await self.connections(request, '/echo', '/echo')
         self.assertEqual(len({*first, *second}), 2)
 
-    async def test_stated_idle_time_of_nginx_is_kept_to(self):
-        one, two = await self.connections(self.pool(), '/stated-1', '/echo')
-        self.assertNotEqual(one, two)
-        one, two = await self.connections(self.pool(), '/stated-60', '/echo')
-        self.assertEqual(one, two)
-
-    async def test_http_1_0_gets_all_framings(self):
-        request = self.pool(http_version=b'HTTP/1.0')
-        for url in self.nginx.urls:
-            for framing in 'files', 'chunked', 'until-close':
-                with self.subTest(url=url, framing=framing):
-                    code, _, body = await fetch(
-                        request, b'GET', '%s/%s/data' % (url, framing))
-                    self.assertEqual((code, body == self.data), (b'200', True))
-
-    async def test_http_1_0_is_kept_alive_only_if_it_asks(self):
-        request = self.pool(http_version=b'HTTP/1.0')
-        paths = '/echo', '/files/data', '/echo'
-        self.assertEqual(len(set(await self.connections(request, *paths))), 3)
-        self.assertEqual(len(set(await self.connections(
-            request, *paths, headers=((b'connection', b'keep-alive'),)))), 1)
 
     async def test_all_of_an_upload_is_sent_after_an_answer_that_came_at_once(self):
         """nginx reads on, and keeps the connection."""
@@ -8703,76 +8563,6 @@ class AiohttpTest(TestCase):
                 self.assertEqual((code, body == data[:size]), (b'200', True), size)
         self.assertEqual(len(server.connections), 1)
 
-    async def test_body_waits_for_100_continue(self):
-        events = []
-
-        async def body():
-            events.append('body')
-            yield b'data'
-
-        async def expect(request):
-            events.append('100')
-            request.transport.write(b'HTTP/1.1 100 Continue\r\n\r\n')
-
-        server, request = AiohttpServer(self, echo, expect), self.pool()
-        for _ in range(2):
-            code, _, answer = await fetch(
-                request, b'POST', server.url, body=body,
-                headers=((b'content-length', b'4'), (b'expect', b'100-continue')))
-            self.assertEqual((code, answer), (b'200', b'data'))
-        self.assertEqual(events, ['100', 'body'] * 2)
-        self.assertEqual(len(server.connections), 1)
-
-    async def test_body_is_not_sent_to_an_expectation_that_fails(self):
-        began = []
-
-        async def body():
-            began.append(True)
-            yield b'data'
-
-        async def expect(request):
-            raise web.HTTPExpectationFailed()
-
-        server, request = AiohttpServer(self, echo, expect), self.pool()
-        code, _, _ = await fetch(
-            request, b'POST', server.url, body=body,
-            headers=((b'content-length', b'4'), (b'expect', b'100-continue')))
-        self.assertEqual((code, began), (b'417', []))
-        code, _, answer = await fetch(request, b'POST', server.url, **of_length(b'next'))
-        self.assertEqual((code, answer), (b'200', b'next'))
-
-    async def test_answer_before_the_end_of_an_upload_is_the_response(self):
-        async def refuse(request):
-            return web.Response(status=401, text='who are you?')
-
-        server, request = AiohttpServer(self, refuse), self.pool()
-        for arguments in of_length(bytes(2**25)), upload(bytes(2**25), size=2**20):
-            code, _, body = await fetch(request, b'POST', server.url, **arguments)
-            self.assertEqual((code, body), (b'401', b'who are you?'))
-
-    async def test_head_has_the_length_and_no_body(self):
-        async def answer(request):
-            return web.Response(text='text')
-
-        server, request = AiohttpServer(self, answer), self.pool()
-        for method, expected in ((b'HEAD', b''), (b'GET', b'text')) * 2:
-            _, headers, body = await fetch(request, method, server.url)
-            self.assertEqual((dict(headers)[b'content-length'], body), (b'4', expected))
-        self.assertEqual(len(server.connections), 1)
-
-    async def test_many_small_chunks_are_joined_right(self):
-        async def answer(request):
-            response = web.StreamResponse()
-            await response.prepare(request)
-            for number in range(3000):
-                await response.write(b'%d,' % number)
-            return response
-
-        server = AiohttpServer(self, answer)
-        _, headers, body = await fetch(self.pool(), b'GET', server.url)
-        self.assertEqual(dict(headers)[b'transfer-encoding'], b'chunked')
-        self.assertEqual(body, b''.join(b'%d,' % number for number in range(3000)))
-
     async def test_websocket_upgrade_is_returned_and_its_connection_not_reused(self):
         async def answer(request):
             websocket = web.WebSocketResponse()
@@ -8794,33 +8584,6 @@ class AiohttpTest(TestCase):
         self.assertEqual(dict(headers)[b'sec-websocket-accept'], base64.b64encode(accept))
         await fetch(request, b'GET', server.url)
         self.assertEqual(len(server.connections), 2)
-
-    async def test_http_1_0_response_runs_until_the_connection_closes(self):
-        async def answer(request):
-            response = web.StreamResponse()
-            await response.prepare(request)
-            for _ in range(30):
-                await response.write(bytes(10000))
-            return response
-
-        server, request = AiohttpServer(self, answer), self.pool(http_version=b'HTTP/1.0')
-        for count in 1, 2:
-            code, headers, body = await fetch(request, b'GET', server.url)
-            self.assertEqual((code, body == bytes(300000)), (b'200', True))
-            self.assertFalse({b'content-length', b'transfer-encoding'} & set(dict(headers)))
-            self.assertEqual(len(server.connections), count)
-
-    async def test_connection_that_breaks_in_a_chunked_body_is_an_error(self):
-        async def answer(request):
-            response = web.StreamResponse()
-            await response.prepare(request)
-            await response.write(b'some')
-            request.transport.close()
-            return response
-
-        server = AiohttpServer(self, answer)
-        _, _, body = await self.pool()(b'GET', server.url)
-        await self.fails(HttpConnectionClosedError, buffered(body))
 
 
 # ---- Real clients ----
@@ -9130,25 +8893,6 @@ class TestS3(S3Test):
                 (b'X-Amz-Meta-B', b'  two   words '), (b'range', b'bytes=0-9'),
                 (b'accept', b'*/*')))
             self.assertIn(b'\r\nx-amz-security-token: to+ken/==\r\n', server.requests[-1])
-        self.check_signatures(server)
-
-    async def test_large_files_go_up_and_down(self):
-        server, url = await self.bucket()
-        data = random.Random(1).getrandbits(8 * 3000001).to_bytes(3000001, 'big')
-
-        async def body(size):
-            for start in range(0, len(data), size):
-                yield data[start:start + size]
-
-        for layer in SIGNED, UNSIGNED:
-            request = self.signed(layer)
-            length = () if layer is SIGNED else ((b'content-length', b'3000001'),)
-            code, _, _ = await fetch(
-                request, b'PUT', url + '/large', headers=length, body=body, body_args=(100003,))
-            self.assertEqual(code, b'200')
-            code, _, body_back = await request(b'GET', url + '/large')
-            self.assertEqual(
-                (code, await digest(body_back)), (b'200', hashlib.sha256(data).hexdigest()))
         self.check_signatures(server)
 
     async def test_mobius3_syncs_folders(self):
@@ -9832,10 +9576,11 @@ def run_in_background(name, *arguments, folder, **environment):
         signal.signal(signal.SIGINT, handler)
 
 
-def example(name):
+def example(name, run_name=None):
     """Return the names that one of the examples defines."""
     with mock.patch.object(sys, 'path', [str(ROOT / 'examples'), *sys.path]):
-        return types.SimpleNamespace(**runpy.run_path(str(ROOT / 'examples' / name)))
+        return types.SimpleNamespace(
+            **runpy.run_path(str(ROOT / 'examples' / name), run_name=run_name))
 
 
 def url_of(server):
@@ -9859,15 +9604,17 @@ class ExampleTest(unittest.TestCase):
 class TestExamples(ExampleTest):
 
     def test_each_has_help_and_refuses_what_it_does_not_know(self):
-        for name in ('quickstart.py', 'download.py', 'upload.py', 'sse.py', 'proxy.py',
-                     'crawler.py'):
-            with self.subTest(name=name):
-                code, output, report = run_script(name, '--help', folder=str(self.folder))
-                self.assertEqual((code, report), (0, ''))
-                self.assertIn(b'usage: ' + name.encode(), output)
-                code, _, report = run_script(name, '--unknown', folder=str(self.folder))
-                self.assertEqual(code, 2)
-                self.assertIn('error: ', report)
+        for name, (argument, code, words) in itertools.product(
+                ('quickstart.py', 'download.py', 'upload.py', 'sse.py', 'proxy.py', 'crawler.py'),
+                (('--help', 0, 'usage: %s'), ('--unknown', 2, '%s: error: '))):
+            printed = io.StringIO()
+            with self.subTest(name=name, argument=argument), \
+                    mock.patch.object(sys, 'argv', [name, argument]), \
+                    contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+                with self.assertRaises(SystemExit) as exit_:
+                    example(name, '__main__')
+                self.assertEqual(exit_.exception.code, code)
+                self.assertIn(words % name, printed.getvalue())
 
 
 class TestQuickstart(ExampleTest):
