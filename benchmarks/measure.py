@@ -39,7 +39,7 @@ class Client:
             'PYTHONHASHSEED': '0'}
         environment.pop('PYTHONPATH', None)
         self.bench = bench
-        self.errors = tempfile.TemporaryFile('w+')
+        self.errors = tempfile.TemporaryFile('w+')  # noqa: SIM115
         self.process = subprocess.Popen(
             [*bench.names, *tool, sys.executable, os.path.join(HERE, 'client.py'), peer, args.loop,
              '' if bench.core is None else str(bench.core)],

@@ -1,10 +1,10 @@
-"""Pictures without a library: bars and lines, as SVG that is light or dark as the reader's page."""
+"""Pictures without a library: bars and lines, as SVG that is light or dark as the page is."""
 
 import math
 
 from scenarios import TITLES
 
-HEAD = '''<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" \
+HEAD = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" \
 viewBox="0 0 {width} {height}" role="img" font-family="sans-serif" font-size="12">
 <title>{title}</title>
 <style>
@@ -17,7 +17,7 @@ rect, circle {{ fill: currentColor }} polyline {{ fill: none; stroke: currentCol
 }}
 </style>
 <rect class="paper" width="{width}" height="{height}"/>
-'''
+"""
 
 
 def head(title, width, height):
