@@ -14,7 +14,7 @@ class SdistWithTests(sdist):
     def make_distribution(self):
         self.filelist.extend([
             'test.py', *glob('examples/*.py'), *glob('docs/*.md'), 'benchmarks/README.md',
-            'benchmarks/result.svg'])
+            *glob('benchmarks/*.svg')])
         super().make_distribution()
 
 

@@ -1,34 +1,27 @@
-"""The process that is measured: one peer in one scenario. Prints the figures as JSON.
+"""The process that is measured. It is told on its standard input what to do next:
 
-    client.py '{"scenario": ..., "peer": ..., "count": ..., ...}'
+    {"scenario": NAME, "count": NUMBER, ...}
 
-CPU time is that of the whole process, user and system, all its threads, over the measured part.
+It does that many requests (or what the scenario counts), and prints the CPU time of the whole
+process for these, user and system, all its threads. Connections stay open in between.
 """
 
 import asyncio
 import gc
 import json
+import mmap
 import os
 import sys
 import time
 import zlib
 
 from imports import memory
-from scenarios import HOSTS, PIECE, POST_BODY, SCENARIOS, SMALL_BODY
+from scenarios import ECHO_PIECE, EVENT, MIB, PIECE, POST_BODY, SCENARIOS, SMALL_BODY
 
 
-class Meter:
-    def __enter__(self):
-        gc.collect()
-        self.wall, self.cpu = time.perf_counter(), time.process_time()
-        return self
-
-    def __exit__(self, *_):
-        self.cpu = time.process_time() - self.cpu
-        self.wall = time.perf_counter() - self.wall
-
-    def figures(self, units):
-        return {'cpu': self.cpu, 'wall': self.wall, 'units': units}
+def check(what, got, expected):
+    if got != expected:
+        raise AssertionError('%s: got %r, expected %r' % (what, got, expected))
 
 
 def sockets():
@@ -50,85 +43,67 @@ async def in_flight(number, count, exchange):
         await asyncio.gather(*(work() for _ in range(min(number, count))))
 
 
-def check(what, got, expected):
-    if got != expected:
-        raise AssertionError('%s: got %r, expected %r' % (what, got, expected))
-
-
 async def fill_pool(peer, connections, origin):
     """Make that many connections: the server answers when that many requests have arrived."""
     url = '%s/hold/%d-%d' % (origin, connections, os.getpid())
 
-    async def get():
-        code, body = await peer.get(url)
-        check('code', code, peer.ok)
-        check('body', body, SMALL_BODY)
+    async def get(_):
+        check('response', await peer.get(url), (200, SMALL_BODY))
 
-    await asyncio.gather(*(get() for _ in range(connections)))
+    await in_flight(connections, connections, get)
 
 
-async def measure_requests(peer, spec, scenario, exchange):
-    connections = scenario.idle or (scenario.in_flight if scenario.in_flight > 1 else 0)
-    if connections:
-        await fill_pool(peer, connections, spec['origin'])
-    await in_flight(scenario.in_flight, spec['warm_up'], exchange)
-    with Meter() as meter:
-        await in_flight(scenario.in_flight, spec['count'], exchange)
-    return meter.figures(spec['count'])
+# ---- What a client does. Each returns the number of units. --------------------------------------
 
 
-async def get(peer, spec, scenario):
-    url, ok = spec['url'], peer.ok
-
-    async def exchange(_):
-        code, body = await peer.get(url)
-        if code != ok or body != SMALL_BODY:
-            check('response', (code, body), (ok, SMALL_BODY))
-
-    return await measure_requests(peer, spec, scenario, exchange)
-
-
-async def get_urls(peer, spec, scenario):
-    url, ok = spec['url'], peer.ok
-
-    async def exchange(n):
-        name = '%013d' % n
-        code, body = await peer.get(url + name)
-        if code != ok or body != name.encode():
-            check('response', (code, body), (ok, name.encode()))
-
-    return await measure_requests(peer, spec, scenario, exchange)
-
-
-async def get_hosts(peer, spec, scenario):
-    ok = peer.ok
-    urls = ['http://%s:%d/small' % (host, spec['port']) for host in HOSTS]
+async def get(peer, spec, scenario, count):
+    """GET the small body of each of the URLs in turn."""
+    urls = spec['urls']
 
     async def exchange(n):
         code, body = await peer.get(urls[n % len(urls)])
-        if code != ok or body != SMALL_BODY:
-            check('response', (code, body), (ok, SMALL_BODY))
+        if code != 200 or body != SMALL_BODY:
+            check('response', (code, body), (200, SMALL_BODY))
 
-    await in_flight(scenario.in_flight, 2 * len(urls), exchange)
-    with Meter() as meter:
-        await in_flight(scenario.in_flight, spec['count'], exchange)
-    return {**meter.figures(spec['count']), 'sockets': sockets()}
+    await in_flight(scenario.in_flight, count, exchange)
+    return count
 
 
-async def post(peer, spec, scenario):
-    url, ok = spec['url'], peer.ok
-    expected = b'POST %d' % len(POST_BODY)
+async def urls(peer, spec, scenario, count):
+    url = spec['urls'][0]
+    first = spec.setdefault('first', 0)
+    spec['first'] += count
+
+    async def exchange(n):
+        name = '%013d' % (first + n)
+        code, body = await peer.get(url + name)
+        if code != 200 or body != name.encode():
+            check('response', (code, body), (200, name.encode()))
+
+    await in_flight(scenario.in_flight, count, exchange)
+    return count
+
+
+async def post(peer, spec, scenario, count):
+    url, expected = spec['urls'][0], b'POST %d' % len(POST_BODY)
 
     async def exchange(_):
         code, body = await peer.post(url, POST_BODY)
-        if code != ok or body != expected:
-            check('response', (code, body), (ok, expected))
+        if code != 200 or body != expected:
+            check('response', (code, body), (200, expected))
 
-    return await measure_requests(peer, spec, scenario, exchange)
+    await in_flight(scenario.in_flight, count, exchange)
+    return count
 
 
-async def download(peer, spec, scenario):
-    """The content is checked while warming up, and then the length."""
+def objects(scenario, count):
+    """Return how many, and of how many units each is."""
+    each = scenario.size / MIB if scenario.unit == 'MiB' else 1
+    return max(1, round(count / each)), each
+
+
+async def download(peer, spec, scenario, count):
+    """The content is checked at first, and then the length."""
     checksum = length = 0
 
     def write_checksum(chunk):
@@ -139,81 +114,135 @@ async def download(peer, spec, scenario):
         nonlocal length
         length += len(chunk)
 
-    check('code', await peer.download(spec['url'].replace('data', 'warm-up'), write_checksum),
-          peer.ok)
-    check('checksum', checksum, spec['checksum'])
-    with Meter() as meter:
-        for _ in range(spec['repeat']):
-            code = await peer.download(spec['url'], write)
-            check('code', code, peer.ok)
-    check('length', length, (spec['count'] << 20) * spec['repeat'])
-    return meter.figures(length / 1e6)
+    if not spec.get('checked'):
+        check('code', await peer.download(spec['urls'][0], write_checksum), 200)
+        check('checksum', checksum, spec['checksum'])
+        spec['checked'] = True
+    number, each = objects(scenario, count)
+    for _ in range(number):
+        check('code', await peer.download(spec['urls'][0], write), 200)
+    check('length', length, scenario.size * number)
+    return number * each
 
 
-async def upload(peer, spec, scenario):
-    """The content is checked on the server's disk, once the time is taken."""
-    piece = os.urandom(PIECE)
-    replaced = b'204' if isinstance(peer.ok, bytes) else 204
+async def upload(peer, spec, scenario, count):
+    """The server compares nothing: what it has stored is looked at."""
+    size, piece_size = scenario.size, spec.get('piece', PIECE)
+    whole, rest = divmod(size, piece_size)
+    piece = (bytes(range(251)) * (piece_size // 251 + 1))[:piece_size]
 
-    def pieces(number):
-        async def body():
-            for _ in range(number):
-                yield piece
-        return body
+    async def pieces():
+        for _ in range(whole):
+            yield piece
+        if rest:
+            yield piece[:rest]
 
-    warm_up = 8 << 20
-    for _ in range(2):  # The second replaces the file of the first, as the measured one does
-        code = await peer.upload(spec['url'], warm_up, pieces(warm_up // PIECE))
-    check('code', code, replaced)
-    length = spec['count'] << 20
-    with Meter() as meter:
-        for _ in range(spec['repeat']):
-            code = await peer.upload(spec['url'], length, pieces(length // PIECE))
-            check('code', code, replaced)
-    with open(spec['uploaded'], 'rb') as file:
-        number = sum(got == piece for got in iter(lambda: file.read(PIECE), b''))
-    check('pieces', number, length // PIECE)
-    check('length', os.path.getsize(spec['uploaded']), length)
-    return meter.figures(length * spec['repeat'] / 1e6)
+    number, each = objects(scenario, count)
+    for _ in range(number):
+        code = await peer.upload(spec['urls'][0], size, pieces)
+        check('code', code in (200, 201, 204), True)
+    if 'uploaded' in spec:
+        check('length', os.path.getsize(spec['uploaded']), size)
+        if not spec.get('checked'):
+            with open(spec['uploaded'], 'rb') as file:
+                check('content', file.read() == whole * piece + piece[:rest], True)
+            spec['checked'] = True
+    return number * each
 
 
-async def idle(peer, spec, scenario):
-    count = spec['count']
+async def events(peer, spec, scenario, count):
+    """The server sends the next event a little after it sees that the last one has been read."""
+    length = 0
+    with open(spec['seen'], 'r+b') as file:
+        seen = mmap.mmap(file.fileno(), 8)
+
+    def write(chunk):
+        nonlocal length
+        length += len(chunk)
+        seen[:] = length.to_bytes(8, 'little')
+
+    seen[:] = bytes(8)
+    code = await peer.download('%s?%d' % (spec['urls'][0], count), write)
+    check('events', (code, length), (200, count * len(EVENT)))
+    return count
+
+
+async def duplex(peer, spec, scenario, count):
+    """Each piece is sent once the one before it has come back."""
+    piece, back, echoed = os.urandom(ECHO_PIECE), b'', asyncio.Event()
+
+    def write(chunk):
+        nonlocal back
+        back += chunk
+        if len(back) == ECHO_PIECE:
+            check('piece', back == piece, True)
+            back = b''
+            echoed.set()
+
+    async def pieces():
+        for _ in range(count):
+            yield piece
+            await echoed.wait()
+            echoed.clear()
+
+    check('code', await peer.upload(spec['urls'][0], count * ECHO_PIECE, pieces, write), 200)
+    return count
+
+
+async def idle(peer, spec, scenario, count):
+    """Return the number of connections, and the memory that they take."""
     await fill_pool(peer, 4, spec['origin'])
     before, sockets_before = memory(), sockets()
     await fill_pool(peer, count, spec['origin'])
     await asyncio.sleep(0.1)  # Threads may have things to put away
-    connections = sockets() - sockets_before
-    check('enough connections', connections >= count - 4, True)
-    return {'bytes': memory() - before, 'units': connections}
+    spec['bytes'] = memory() - before
+    return sockets() - sockets_before
 
 
-def main():
-    spec = json.loads(sys.argv[1])
-    if spec['core'] is not None:
-        os.sched_setaffinity(0, {spec['core']})
-    scenario = SCENARIOS[spec['scenario']]
+# ---- The process --------------------------------------------------------------------------------
 
+
+async def measured(run, peer, spec, scenario):
+    gc.collect()
+    wall, cpu = time.perf_counter(), time.process_time()
+    units = await run(peer, spec, scenario, spec['count'])
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return {'cpu': cpu, 'wall': wall, 'units': units, 'bytes': spec.get('bytes')}
+
+
+async def serve(name):
     import peers
-    peer = peers.PEERS[spec['peer']](
-        spec['certificate'], HOSTS if scenario.kind == 'get_hosts' else (), spec['port'])
-    if spec['loop'] == 'uvloop' and spec['peer'] != 'blocking':
-        import uvloop
-        loop = uvloop.new_event_loop()
+    open_peers, specs = {}, {}
+    for line in sys.stdin:
+        spec = json.loads(line)
+        key = spec['key']
+        scenario = SCENARIOS[spec['scenario']]
+        if spec.get('size'):
+            scenario = scenario._replace(size=spec['size'])
+        if key not in open_peers:
+            open_peers[key] = peer = peers.PEERS[name](spec['certificate'])
+            await peer.open()
+            specs[key] = {}
+            if spec.get('fill'):
+                await fill_pool(peer, spec['fill'], spec['origin'])
+        specs[key].update(spec)
+        figures = await measured(
+            globals()[scenario.kind], open_peers[key], specs[key], scenario)
+        print(json.dumps(figures), flush=True)
+
+
+def main(name, loop, core):
+    if core:
+        os.sched_setaffinity(0, {int(core)})
+    if loop == 'uvloop' and name != 'blocking':
+        import uvloop as loops
     else:
-        loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-
-    async def run():
-        await peer.open()
-        try:
-            return await globals()[scenario.kind](peer, spec, scenario)
-        finally:
-            await peer.close()
-
-    print(json.dumps(loop.run_until_complete(run())), flush=True)
+        loops = asyncio
+    event_loop = loops.new_event_loop()
+    asyncio.set_event_loop(event_loop)
+    event_loop.run_until_complete(serve(name))
     os._exit(0)  # A thread of pyreqwest's may crash an interpreter that is being taken down
 
 
 if __name__ == '__main__':
-    main()
+    main(*sys.argv[1:])

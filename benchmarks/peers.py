@@ -2,8 +2,8 @@
 one session, as many connections as asked for, no redirects, cookies, or decompression, and no
 header fields of its own where it can be told so.
 
-A peer has coroutines that one driver calls: `get`, `post`, `download` and `upload` return what it
-gives as the status and the body; the driver compares it with `ok` and the bytes that are expected.
+A peer has coroutines that one driver calls: `get` and `post` return the status and the body,
+`download` and `upload` the status, and give each chunk of the body to `write`.
 """
 
 import asyncio
@@ -17,14 +17,15 @@ from datetime import timedelta
 KEEP_ALIVE = 3600  # Longer than any run, for all
 
 
+def ignore(_):
+    pass
+
+
 class Peer:
-    ok = 200
     module = ''
 
-    def __init__(self, certificate, hosts, port):
+    def __init__(self, certificate):
         self.certificate = certificate
-        self.hosts = hosts  # Names that resolve to 127.0.0.1 at the port
-        self.port = port
 
     def ssl_context(self):
         return ssl.create_default_context(cafile=self.certificate)
@@ -37,9 +38,8 @@ class Peer:
 
 
 class Lowhaio(Peer):
-    ok = b'200'
     module = 'lowhaio'
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    folder = os.environ.get('LOWHAIO', '')
     options = {}
 
     async def open(self):
@@ -47,44 +47,31 @@ class Lowhaio(Peer):
         lowhaio = importlib.import_module('lowhaio')
         assert os.path.dirname(os.path.abspath(lowhaio.__file__)) == self.folder, lowhaio.__file__
         self.buffered, self.streamed = lowhaio.buffered, lowhaio.streamed
-        if self.hosts:
-            self.options = {**self.options, 'get_dns_resolver': self.get_dns_resolver}
         self.request, self.close = lowhaio.Pool(
             get_ssl_context=self.ssl_context, keep_alive_timeout=KEEP_ALIVE, **self.options)
 
-    def get_dns_resolver(self, **_):
-        from aiodnsresolver import IPv4AddressExpiresAt
-        loop = asyncio.get_running_loop()
-
-        async def resolve(*_, **__):
-            return [IPv4AddressExpiresAt('127.0.0.1', expires_at=loop.time() + 3600)]
-
-        async def clear_cache(*_, **__):
-            pass
-
-        return resolve, clear_cache
-
     async def get(self, url):
         code, _, body = await self.request(b'GET', url)
-        return code, await self.buffered(body)
+        return int(code), await self.buffered(body)
 
     async def post(self, url, data):
         code, _, body = await self.request(
             b'POST', url, headers=((b'content-length', b'%d' % len(data)),),
             body=self.streamed(data))
-        return code, await self.buffered(body)
+        return int(code), await self.buffered(body)
 
     async def download(self, url, write):
         code, _, body = await self.request(b'GET', url)
         async for chunk in body:
             write(chunk)
-        return code
+        return int(code)
 
-    async def upload(self, url, length, pieces):
+    async def upload(self, url, length, pieces, write=ignore):
         code, _, body = await self.request(
             b'PUT', url, headers=((b'content-length', b'%d' % length),), body=pieces)
-        await self.buffered(body)
-        return code
+        async for chunk in body:
+            write(chunk)
+        return int(code)
 
 
 class Published(Lowhaio):
@@ -102,18 +89,9 @@ class Aiohttp(Peer):
         # There is a slow parser in Python too
         assert http_parser.HttpResponseParser.__module__ == 'aiohttp._http_parser'
 
-        class Resolver(aiohttp.abc.AbstractResolver):
-            async def resolve(self, host, port=0, family=socket.AF_INET):
-                return [{'hostname': host, 'host': '127.0.0.1', 'port': port, 'proto': 0,
-                         'family': socket.AF_INET, 'flags': socket.AI_NUMERICHOST}]
-
-            async def close(self):
-                pass
-
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0, ssl=self.ssl_context(), keepalive_timeout=KEEP_ALIVE,
-                **({'resolver': Resolver(), 'ttl_dns_cache': None} if self.hosts else {})),
+                limit=0, ssl=self.ssl_context(), keepalive_timeout=KEEP_ALIVE),
             cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False,
             skip_auto_headers=('Accept', 'Accept-Encoding', 'Content-Type', 'User-Agent'))
 
@@ -134,11 +112,12 @@ class Aiohttp(Peer):
                 write(chunk)
             return response.status
 
-    async def upload(self, url, length, pieces):
+    async def upload(self, url, length, pieces, write=ignore):
         async with self.session.put(
                 url, data=pieces(), headers={'Content-Length': str(length)},
                 allow_redirects=False) as response:
-            await response.read()
+            async for chunk in response.content.iter_any():
+                write(chunk)
             return response.status
 
 
@@ -171,7 +150,7 @@ class Httpx(Peer):
                 write(chunk)
             return response.status_code
 
-    async def upload(self, url, length, pieces):
+    async def upload(self, url, length, pieces, write=ignore):
         response = await self.client.put(
             url, content=pieces(), headers={'content-length': str(length)})
         return response.status_code
@@ -187,8 +166,6 @@ class Pyreqwest(Peer):
         builder = ClientBuilder().add_root_certificate_pem(certificate).no_proxy() \
             .follow_redirects(False).referer(False).pool_idle_timeout(timedelta(hours=1)) \
             .gzip(False).brotli(False).zstd(False).deflate(False)
-        for host in self.hosts:
-            builder = builder.resolve(host, '127.0.0.1', self.port)
         self.client = builder.build()
 
     async def close(self):
@@ -203,18 +180,22 @@ class Pyreqwest(Peer):
         return response.status, await response.bytes()
 
     async def download(self, url, write):
-        async with self.client.get(url).build_streamed() as response:
+        return await self.written(self.client.get(url), write)
+
+    async def upload(self, url, length, pieces, write=ignore):
+        return await self.written(
+            self.client.put(url).header('content-length', str(length)).body_stream(pieces()),
+            write)
+
+    async def written(self, builder, write):
+        # What has arrived is given at once, as it has to be for events
+        async with builder.streamed_read_buffer_limit(0).build_streamed() as response:
             read = response.body_reader.read_chunk
             while True:
                 chunk = await read()
                 if chunk is None:
                     return response.status
                 write(chunk)
-
-    async def upload(self, url, length, pieces):
-        response = await self.client.put(url).header('content-length', str(length)) \
-            .body_stream(pieces()).build().send()
-        return response.status
 
 
 # ---- Without HTTP: they send the bytes of a request, and count those of the response ------------
@@ -280,8 +261,6 @@ class BareProtocol(asyncio.Protocol):
 
 
 class Bare(Peer):
-    ok = b'200'
-
     async def open(self):
         self.loop = asyncio.get_running_loop()
         self.idle = {}
@@ -328,11 +307,18 @@ class Bare(Peer):
             protocol.transport.close()
         else:
             idle.append(protocol)
-        return data[9:12], data[-body_length:]
+        return int(data[9:12]), data[-body_length:]
 
     async def download(self, url, write):
+        return await self.transfer(head(b'GET', url), url, None, write)
+
+    async def upload(self, url, length, pieces, write=ignore):
+        return await self.transfer(head(b'PUT', url, length), url, pieces, write)
+
+    async def transfer(self, request, url, pieces, write):
         tls, address, _ = split(url)
-        protocol = await self.connected(tls, address)
+        idle = self.idle.setdefault(address, [])
+        protocol = idle.pop() if idle else await self.connected(tls, address)
         first = None
 
         def write_body(data):
@@ -340,31 +326,23 @@ class Bare(Peer):
             if first is None:
                 first = data
                 data = data[head_and_body_lengths(data)[0]:]
-            write(data)
+            if data:
+                write(data)
 
-        protocol.transport.write(head(b'GET', url))
-        await protocol.exchange(None, write_body)
-        protocol.transport.close()
-        return first[9:12]
-
-    async def upload(self, url, length, pieces):
-        tls, address, _ = split(url)
-        protocol = await self.connected(tls, address)
-        done = protocol.exchange(None, None)
-        protocol.transport.write(head(b'PUT', url, length))
-        async for piece in pieces():
-            protocol.transport.write(piece)
-            if protocol.writable is not None:
-                await protocol.writable
-        data = await done
-        protocol.transport.close()
-        return data[9:12]
+        done = protocol.exchange(None, write_body)
+        protocol.transport.write(request)
+        if pieces is not None:
+            async for piece in pieces():
+                protocol.transport.write(piece)
+                if protocol.writable is not None:
+                    await protocol.writable
+        await done
+        idle.append(protocol)
+        return int(first[9:12])
 
 
 class Blocking(Peer):
     """It has coroutines too, for the driver's sake, but they wait for nothing."""
-
-    ok = b'200'
 
     async def open(self):
         self.tls = self.ssl_context()
@@ -397,14 +375,14 @@ class Blocking(Peer):
             sock.close()
         else:
             self.idle = sock
-        return data[9:12], data[head_length:]
+        return int(data[9:12]), data[head_length:]
 
     async def download(self, url, write):
         sock = self.connected(*split(url)[:2])
         sock.sendall(head(b'GET', url))
         data = sock.recv(65536)
         head_length, body_length, _ = head_and_body_lengths(data)
-        code, chunk = data[9:12], data[head_length:]
+        code, chunk = int(data[9:12]), data[head_length:]
         while True:
             write(chunk)
             body_length -= len(chunk)
@@ -414,14 +392,22 @@ class Blocking(Peer):
         self.idle = sock
         return code
 
-    async def upload(self, url, length, pieces):
+    async def upload(self, url, length, pieces, write=None):
         sock = self.connected(*split(url)[:2])
         sock.sendall(head(b'PUT', url, length))
+        if write is not None:  # The head comes first, and then each piece comes back
+            data = sock.recv(65536)
         async for piece in pieces():
             sock.sendall(piece)
-        data = sock.recv(65536)
+            missing = 0 if write is None else len(piece)
+            while missing:
+                chunk = sock.recv(missing)
+                missing -= len(chunk)
+                write(chunk)
+        if write is None:
+            data = sock.recv(65536)
         self.idle = sock
-        return data[9:12]
+        return int(data[9:12])
 
 
 PEERS = {

@@ -1,230 +1,125 @@
-"""Figures as text, Markdown, JSON and a picture."""
+"""Figures as Markdown, JSON and pictures."""
 
 import json
+import os
 import statistics
 
+import pictures
 from scenarios import SCENARIOS, TITLES
 
-GOALS_OF = ('bare', 'published', 'aiohttp', 'pyreqwest', 'blocking')
+SPREAD = 0.15  # Of the median, that the quartiles of a figure may be apart: more makes it a range
 
 
-# ---- Figures ------------------------------------------------------------------------------------
-
-
-def value(name, figures):
-    """Return what one run cost: microseconds or bytes per unit."""
-    if 'error' in figures:
-        return None
-    scenario = SCENARIOS[name]
-    if scenario.metric == 'bytes':
-        return figures['bytes'] / figures['units']
-    return figures['cpu'] / figures['units'] * 1e6
-
-
-def median(name, runs):
-    values = [value(name, figures) for figures in runs]
-    return statistics.median(values) if None not in values else None
-
-
-def ratios(name, runs, ours):
-    """Return median, least and greatest of what a peer cost divided by what lowhaio cost."""
-    pairs = [(value(name, theirs), value(name, own)) for theirs, own in zip(runs, ours)]
-    if any(None in pair for pair in pairs):
-        return None
-    each = [theirs / own for theirs, own in pairs]
-    return statistics.median(each), min(each), max(each)
-
-
-def throughput(runs):
-    rates = [figures['units'] / figures['wall'] for figures in runs if figures.get('wall')]
-    return statistics.median(rates) if rates else None
-
-
-def errors(results):
-    return ''.join(
-        '%s, %s: %s\n' % (SCENARIOS[name].title, TITLES[peer], figures['error'])
-        for name, peers in results.items() for peer, runs in peers.items()
-        for figures in runs[:1] + [f for f in runs[1:] if 'error' in f][:1] if 'error' in figures)
-
-
-def cost(name, number):
-    scenario = SCENARIOS[name]
-    if number is None:
-        return 'failed'
-    if scenario.unit == 'import':
-        return '%.1f MB' % (number / 1e6) if scenario.metric == 'bytes' else \
-            '%.0f ms' % (number / 1e3)
-    if scenario.metric == 'bytes':
-        return '%.1f KB' % (number / 1e3)
-    return '%.0f us' % number
-
-
-def what(name):
-    scenario = SCENARIOS[name]
-    if scenario.unit == 'import':
-        return 'memory' if scenario.metric == 'bytes' else 'CPU time'
-    return '%s/%s' % ('memory' if scenario.metric == 'bytes' else 'CPU', scenario.unit)
-
-
-# ---- Text ---------------------------------------------------------------------------------------
-
-
-def caption(about):
-    return 'Python %s, %s, nginx %s; %s; %s. Median of %d rounds.' % (
+def about_line(about):
+    return 'Python %s, %s, nginx %s; %s; %s.' % (
         about['python'], about['loop'], about['nginx'], about['machine'], ', '.join(
             '%s %s' % (peer, version) for peer, version in about['versions'].items()
-            if version and peer not in ('lowhaio', 'published')) or 'no other client',
-        about['rounds'])
+            if version and peer != 'published') or 'no other client')
 
 
-def introduction(about):
-    return '%s\n%s\n%s' % (
-        about['command'], caption(about), 'Ratio: what a peer costs divided by what lowhaio '
-        'costs in the same round (median, least, greatest).')
-
-
-def table(name, peers):
-    """Return the figures of one scenario."""
-    ours = peers.get('lowhaio')
-    lines = ['', '%-44s %12s %12s  %-20s %5s' % (
-        SCENARIOS[name].title, what(name), SCENARIOS[name].unit + 's/s', 'ratio', 'goal')]
-    for peer, runs in peers.items():
-        rate = throughput(runs) if SCENARIOS[name].unit != 'import' else None
-        ratio = ratios(name, runs, ours) if ours and peer != 'lowhaio' else None
-        goal = SCENARIOS[name].goals.get(peer)
-        line = '  %-42s %12s %12s  %-20s %5s %s' % (
-            TITLES[peer], cost(name, median(name, runs)),
-            format(rate, ',.0f') if rate else '',
-            '%.2f (%.2f to %.2f)' % ratio if ratio else '',
-            goal or '', '' if not goal or not ratio else
-            'met' if ratio[0] >= goal else 'MISSED')
-        lines.append(line.rstrip())
+def table(first, results, cell):
+    """Return a table of scenarios by peers."""
+    peers = [peer for peer in TITLES if any(peer in row for row in results.values())]
+    lines = ['| %s | %s |' % (first, ' | '.join(TITLES[peer] for peer in peers)),
+             '| --- |%s' % (' ---: |' * len(peers))]
+    for name, row in results.items():
+        lines.append('| %s | %s |' % (SCENARIOS[name].title, ' | '.join(
+            cell(name, peer, row) if peer in row else '' for peer in peers)))
     return '\n'.join(lines)
 
 
-def markdown(about, results):
-    """Return the table for README: ratios with goals, and what lowhaio itself costs."""
-    peers = [peer for peer in TITLES if any(peer in runs for runs in results.values())]
-    others = [peer for peer in peers if peer != 'lowhaio']
-    lines = [
-        '| | lowhaio | %s |' % ' | '.join(TITLES[peer] for peer in others),
-        '| --- |%s' % (' ---: |' * (1 + len(others))),
-    ]
-    for name, runs in results.items():
-        if 'lowhaio' not in runs:
-            continue
-        cells = [SCENARIOS[name].title, cost(name, median(name, runs['lowhaio']))]
-        for peer in others:
-            ratio = ratios(name, runs[peer], runs['lowhaio']) if peer in runs else None
-            goal = SCENARIOS[name].goals.get(peer)
-            cells.append('' if not ratio else '%.2f' % ratio[0] if not goal else
-                         '%.2f (%s)' % (ratio[0], goal))
-        lines.append('| %s |' % ' | '.join(cells))
-    return '\n'.join([*lines, '', '`%s`' % about['command'], '', caption(about), ''])
+# ---- Instructions and system calls --------------------------------------------------------------
 
 
-def counts(unit, results):
-    """Return system calls or instructions per request or megabyte, and which ones."""
-    lines = []
-    for name, peers in results.items():
-        lines += ['', '%s: %s per %s' % (SCENARIOS[name].title, unit, SCENARIOS[name].unit)]
-        for peer, figures in peers.items():
-            if 'error' in figures:
-                lines.append('  %-42s failed' % TITLES[peer])
-                continue
-            each = sorted(figures['each'].items(), key=lambda item: -item[1])
-            lines.append('  %-42s %12s  %s' % (
-                TITLES[peer],
-                format(figures['total'], ',.0f' if unit == 'instructions' else '.2f'),
-                ', '.join('%s %.2f' % item for item in each if item[1] >= 0.01)))
-    return '\n'.join(lines[1:])
+def instructions_table(about, results):
+    def cell(name, peer, row):
+        instructions = row[peer]['instructions']
+        words = '%.2f M' % (instructions / 1e6) if instructions > 999500 else \
+            '%.3g k' % (instructions / 1e3)
+        return '%s (%.1f)' % (words, sum(row[peer]['calls'].values()))
+
+    return '%s\n\n%s\n' % (about_line(about), table(
+        'instructions (system calls)', results, cell))
+
+
+# ---- CPU time -----------------------------------------------------------------------------------
+
+
+def quartiles(values):
+    if len(values) < 3:
+        return min(values), statistics.median(values), max(values)
+    first, median, third = statistics.quantiles(values, n=4, method='inclusive')
+    return first, median, third
+
+
+def spread(values, word):
+    """Return the median in words, or both quartiles where they are too far apart."""
+    first, median, third = quartiles(values)
+    if third - first <= SPREAD * median:
+        return word(median)
+    return '%s to %s' % (word(first), word(third))
+
+
+def costs(name, row):
+    """Return what a row has for each peer: its cost in each round."""
+    peers = row['rounds'][0]
+    return {peer: [costs[peer] for costs in row['rounds']] for peer in peers}
+
+
+def cpu_cell(name, peer, row):
+    if peer == 'lowhaio' or 'lowhaio' not in row:
+        return spread(row[peer], lambda number: cost(name, number))
+    ratios = [theirs / ours for theirs, ours in zip(row[peer], row['lowhaio'])]
+    return spread(ratios, lambda ratio: '%.3g' % ratio if ratio >= 10 else '%.2f' % ratio)
+
+
+def cost(name, number):
+    """Return it with its unit: microseconds, or bytes."""
+    if name == 'idle':
+        return '%.1f KB' % (number / 1e3)
+    if name == 'import-memory':
+        return '%.1f MB' % (number / 1e6)
+    if number > 9999:
+        return '%.0f ms' % (number / 1e3)
+    return '%.0f µs' % number if number >= 10 else '%.1f µs' % number
+
+
+def cpu_table(about, results):
+    again = sum(row['again'] for row in results.values())
+    disturbed = {name: row['disturbed'] for name, row in results.items() if row['disturbed']}
+    notes = '%d rounds. %d more were run, since others used the machine in some; %s.' % (
+        about['rounds'], again, 'so they did in these that count: ' + ', '.join(
+            '%s (%d)' % item for item in disturbed.items()) if disturbed
+        else 'those that count were quiet')
+    return '%s %s\n\n%s\n' % (about_line(about), notes, table(
+        'CPU time', {name: costs(name, row) for name, row in results.items()}, cpu_cell))
 
 
 # ---- Files --------------------------------------------------------------------------------------
 
 
-def write(prefix, about, results):
-    with open(prefix + '.json', 'w') as file:
-        json.dump({'about': about, 'results': results}, file, indent=1)
-        file.write('\n')
+def write(prefix, results):
+    about = results['about']
+    parts = ['`%s`' % about['command']]
+    if 'instructions' in results:
+        parts.append(instructions_table(about, results['instructions']))
+    if 'cpu' in results:
+        parts.append(cpu_table(about, results['cpu']))
+        rows = {name: {peer: quartiles(values)[1] for peer, values in costs(name, row).items()}
+                for name, row in results['cpu'].items()}
+        pictures.write(prefix + '.svg', pictures.bars(rows))
     with open(prefix + '.md', 'w') as file:
-        file.write(markdown(about, results))
-    picture(prefix + '.svg', about, results)
+        file.write('\n\n'.join(parts))
+    with open(prefix + '.json', 'w') as file:
+        json.dump(results, file)
+        file.write('\n')
 
 
-PANELS = (
-    ('CPU time per small request, 64 in flight', 'microseconds', ('small-64', 'small-64-tls')),
-    ('CPU time per MB downloaded', 'microseconds', ('download', 'download-tls')),
-)
-LIGHT = {'paper': '#ffffff', 'ink': '#24292f', 'ours': '#0969da', 'ours-tls': '#80b3ee',
-         'theirs': '#6e7781', 'theirs-tls': '#b9bfc6'}
-DARK = {'paper': '#0d1117', 'ink': '#e6edf3', 'ours': '#58a6ff', 'ours-tls': '#2b5c94',
-        'theirs': '#8b949e', 'theirs-tls': '#4b535d'}
-
-
-def picture(path, about, results):
-    """Draw bars, if the figures are there."""
-    panels = [panel for panel in PANELS if set(panel[2]) <= set(results)]
-    try:
-        import matplotlib
-    except ImportError:
-        return
-    if not panels:
-        return
-    matplotlib.use('svg')
-    from matplotlib import pyplot
-    pyplot.rcParams.update({
-        'svg.fonttype': 'none', 'svg.hashsalt': 'lowhaio', 'font.family': 'sans-serif',
-        'font.size': 9, **dict.fromkeys((
-            'text.color', 'axes.labelcolor', 'xtick.color', 'ytick.color', 'axes.edgecolor'),
-            LIGHT['ink'])})
-
-    figure, all_axes = pyplot.subplots(
-        1, len(panels), figsize=(9, 4.2), squeeze=False, facecolor=LIGHT['paper'])
-    for axes, panel in zip(all_axes[0], panels):
-        draw_panel(axes, panel, results)
-    figure.suptitle('What HTTP costs: less is better', x=0.02, ha='left', weight='bold', size=12)
-    words = caption(about).replace('; ', ';\n', 1)
-    figure.text(0.02, 0.02, words, size=7, va='bottom')
-    figure.tight_layout(rect=(0, 0.08, 1, 0.97))
-    figure.savefig(path, metadata={'Date': None, 'Creator': None})
-    pyplot.close(figure)
-    add_dark_mode(path)
-
-
-def draw_panel(axes, panel, results):
-    title, unit, names = panel
-    peers = [peer for peer in TITLES if all(
-        peer in results[name] and median(name, results[name][peer]) for name in names)]
-    # One that is many times longer would leave the others no room: it is cut, and says so
-    longest = sorted(median(name, results[name][peer]) for peer in peers for name in names)
-    limit = 1.5 * next((number for number in reversed(longest) if number < 12 * longest[0]), 1)
-    for offset, name, suffix in zip((-0.2, 0.2), names, ('', '-tls')):
-        for place, peer in enumerate(peers):
-            number = median(name, results[name][peer])
-            shown = min(number, limit)
-            axes.barh(place + offset, shown, 0.36, color=LIGHT[
-                ('ours' if peer == 'lowhaio' else 'theirs') + suffix])
-            axes.text(shown, place + offset, ' %s%s%s' % (
-                format(number, ',.0f'), ' TLS' if suffix else '',
-                ' (cut)' if number > limit else ''), va='center', size=8)
-    axes.set_yticks(range(len(peers)), [TITLES[peer] for peer in peers])
-    axes.set_title(title, loc='left', size=10)
-    axes.set_xlabel(unit)
-    axes.invert_yaxis()
-    axes.margins(x=0.4)
-    axes.set_facecolor('none')
-    axes.spines[['top', 'right', 'left']].set_visible(False)
-    axes.tick_params(axis='y', length=0)
-
-
-def add_dark_mode(path):
-    """Add a style sheet that takes other colours where the reader prefers dark."""
-    rules = ' '.join(
-        '[style*="%s: %s"] { %s: %s !important; }' % (what, LIGHT[name], what, DARK[name])
-        for name in LIGHT for what in ('fill', 'stroke'))
-    with open(path) as file:
-        head, tag, rest = file.read().partition('<defs>')
-    with open(path, 'w') as file:
-        file.write('%s<style>@media (prefers-color-scheme: dark) { %s }</style>\n %s%s' % (
-            head, rules, tag, rest))
+def write_growth(folder, about, results):
+    print(about_line(about))
+    for name, peers in results.items():
+        for peer, points in peers.items():
+            print('%s, %s: %s' % (name, TITLES[peer], ', '.join(
+                '%d: %s' % (x, format(y, ',.0f')) for x, y in points)), flush=True)
+        pictures.write(
+            os.path.join(folder, 'growth-%s.svg' % name), pictures.lines(name, peers))

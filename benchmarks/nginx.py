@@ -1,18 +1,15 @@
-"""The server: nginx with one worker, and one that answers when enough requests have arrived."""
+"""nginx with one worker."""
 
-import asyncio
 import os
-import re
 import shutil
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 import zlib
 
 import trustme
-from scenarios import SMALL_BODY
+from scenarios import KIB, MIB
 
 # What differs from request to request is what no client can have seen before
 CONFIG = """
@@ -39,7 +36,7 @@ http {
     ssi_types *;
 
     map $request_id $span { "~^(?<part>.{16})" $part; }
-    upstream echo { server 127.0.0.1:%(echo)d; keepalive 64; }
+    upstream post { server 127.0.0.1:%(post)d; keepalive 64; }
 
     server {
         listen 127.0.0.1:%(plain)d backlog=4096;
@@ -58,7 +55,7 @@ http {
         location ~ ^/echo/(?<name>.*) { return 200 $name; }
         location = /post {
             # Answered only once the body has arrived
-            proxy_pass http://echo;
+            proxy_pass http://post;
             proxy_http_version 1.1;
             proxy_set_header Connection '';
         }
@@ -69,79 +66,46 @@ http {
         location /chunked/ { alias files/; ssi on; sendfile off; output_buffers 2 8k; }
     }
     server {
-        listen 127.0.0.1:%(echo)d;
+        listen 127.0.0.1:%(post)d;
         location / { return 200 '$request_method $content_length'; }
     }
 }
 """
 
 
-class Hold:
-    """Answers GET /hold/N-ID when N of them are there, so that they are on as many connections."""
-
-    def __init__(self):
-        self.held = {}  # By request line
-        self.loop = asyncio.new_event_loop()
-        started = threading.Event()
-        threading.Thread(target=self._run, args=(started,), daemon=True).start()
-        started.wait()
-
-    def _run(self, started):
-        async def start():
-            server = await asyncio.start_server(self._accepted, '127.0.0.1', 0, backlog=4096)
-            self.port = server.sockets[0].getsockname()[1]
-            started.set()
-            return server
-
-        asyncio.set_event_loop(self.loop)
-        self.server = self.loop.run_until_complete(start())
-        self.loop.run_forever()
-
-    async def _accepted(self, reader, writer):
-        line = await reader.readline()
-        await reader.readuntil(b'\r\n\r\n')
-        held = self.held.setdefault(line, [])
-        held.append(writer)
-        if len(held) == int(re.match(rb'GET /hold/([0-9]+)', line)[1]):
-            for each in self.held.pop(line):
-                each.write(b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s' % (
-                    len(SMALL_BODY), SMALL_BODY))
-                each.close()
-
-
 class Server:
 
-    def __init__(self, size, files):
-        self.hold = Hold()
+    def __init__(self, files, hold_port):
         shared = '/dev/shm'
-        roomy = os.path.isdir(shared) and shutil.disk_usage(shared).free > 4 * size + (64 << 20)
+        roomy = os.path.isdir(shared) and shutil.disk_usage(shared).free > 256 * MIB
         self.folder = tempfile.mkdtemp(
             prefix='lowhaio-benchmark-', dir=shared if roomy else None)
         for name in ('files', 'files/uploads'):
             os.mkdir(self.path(name))
 
-        block = os.urandom(1 << 20).replace(b'<', b'.')  # < could start a server-side include
-        self._write('files/data', block, size >> 20)
-        self._write('files/warm-up', block, 8)
-        self.checksum = zlib.crc32(block * 8)
+        # A < could start a server-side include
+        data = os.urandom(8 * MIB).replace(b'<', b'.')
+        self.checksums = {
+            size: self._written(name, data[:size])
+            for name, size in (('100k', 100 * KIB), ('8m', 8 * MIB))}
 
         authority = trustme.CA()
         self.certificate = self.path('authority.pem')
         authority.cert_pem.write_to_path(self.certificate)
-        authority.issue_cert('127.0.0.1').private_key_and_cert_chain_pem.write_to_path(
-            self.path('certificate.pem'))
+        authority.issue_cert('127.0.0.1', 'localhost').private_key_and_cert_chain_pem \
+            .write_to_path(self.path('certificate.pem'))
 
-        self.plain, self.tls, echo = free_ports(3)
+        self.plain, self.tls, post = free_ports(3)
         with open(self.path('nginx.conf'), 'w') as file:
             file.write(CONFIG % {
                 'files': files, 'connections': min(files - 64, 16384), 'plain': self.plain,
-                'tls': self.tls, 'echo': echo, 'hold': self.hold.port})
+                'tls': self.tls, 'post': post, 'hold': hold_port})
         self.process = self._started()
 
-    def _write(self, name, block, number):
-        with open(self.path(name), 'wb') as file:
-            for _ in range(number):
-                file.write(block)
+    def _written(self, name, data):
+        with open(self.path('files/' + name), 'wb') as file:
+            file.write(data)
+        return zlib.crc32(data)
 
     def _started(self):
         command = [binary(), '-p', self.folder + '/', '-c', 'nginx.conf']
