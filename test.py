@@ -22,6 +22,7 @@ import gzip
 import hashlib
 import hmac
 import http.server
+import importlib.util
 import inspect
 import io
 import ipaddress
@@ -31,7 +32,6 @@ import os
 import random
 import re
 import resource
-import runpy
 import select
 import shutil
 import signal
@@ -10630,9 +10630,12 @@ def run_in_background(name, *arguments, folder, **environment):
 
 
 def example(name):
-    """Return the names that one of the examples defines."""
+    """Return an example as a module: from Python 3.15 on, a traceback needs its loader."""
+    spec = importlib.util.spec_from_file_location(name[:-len('.py')], ROOT / 'examples' / name)
+    module = importlib.util.module_from_spec(spec)
     with mock.patch.object(sys, 'path', [str(ROOT / 'examples'), *sys.path]):
-        return types.SimpleNamespace(**runpy.run_path(str(ROOT / 'examples' / name)))
+        spec.loader.exec_module(module)
+    return module
 
 
 def url_of(server):
