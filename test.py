@@ -1,4 +1,5 @@
-"""Tests of lowhaio, on the loop that LOWHAIO_TEST_LOOP names: asyncio (the default) or uvloop.
+"""Tests of lowhaio, on the loop that LOWHAIO_TEST_LOOP names: asyncio (the default), uvloop, or
+eager, which is asyncio whose tasks start at once, as they may from Python 3.12 on.
 
     python -W error -X dev -m unittest
 
@@ -89,8 +90,9 @@ LOOP = os.environ.get('LOWHAIO_TEST_LOOP', 'asyncio')
 if LOOP == 'uvloop':
     from uvloop import Loop as BaseLoop
 else:
-    assert LOOP == 'asyncio', LOOP
+    assert LOOP in ('asyncio', 'eager'), LOOP
     from asyncio import SelectorEventLoop as BaseLoop
+EAGER = {'eager_start': True} if LOOP == 'eager' else {}  # For each task
 
 TEST_SECONDS = 20
 DEFAULT_RESOLVER = inspect.signature(Pool).parameters['get_dns_resolver'].default
@@ -164,7 +166,7 @@ class Loop(BaseLoop):
     def _new_task(self, loop, coroutine, **kwargs):
         if called_by_library():
             self.faults.append('a task was made: ' + ''.join(traceback.format_stack()))
-        return asyncio.Task(coroutine, loop=loop, **kwargs)
+        return asyncio.Task(coroutine, loop=loop, **EAGER, **kwargs)
 
     def call_at(self, when, callback, *args, **kwargs):
         return self._schedule(super().call_at, when, callback, *args, **kwargs)
