@@ -60,7 +60,7 @@ setup(
     package_data={'lowhaio-stubs': ['*.pyi']},
     python_requires='>=3.8',
     install_requires=['aiodnsresolver>=0.0.157'],
-    extras_require={  # What CI needs stands in .ci/noxfile.py
+    extras_require={  # CI: .ci/noxfile.py. Benchmarks: their requirements.txt.
         'test': [
             'aiohttp',
             'brotli>=1.2',
