@@ -12,6 +12,7 @@ from glob import glob
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ['3.%d' % minor for minor in range(8, 16)]
@@ -87,8 +88,14 @@ def tests(session):
     if shutil.which('uv'):
         session.run('uv', 'pip', 'install', '--quiet', '--python', session.virtualenv.location,
                     '.[test]', external=True, success_codes=range(256))
+    failed = []
     for loop in session.posargs or LOOPS:
-        run_readme_command(session, 2, LOWHAIO_TEST_LOOP=loop)
+        try:
+            run_readme_command(session, 2, LOWHAIO_TEST_LOOP=loop)
+        except CommandFailed:
+            failed.append(loop)
+    if failed:
+        session.error('Tests failed on %s' % ' and '.join(failed))
 
 
 @nox.session(python=PYTHONS, venv_backend='venv')
