@@ -50,7 +50,7 @@ setup(
         'Operating System :: POSIX',
         'Programming Language :: Python :: 3',
         'Programming Language :: Python :: 3 :: Only',
-        *('Programming Language :: Python :: 3.%d' % minor for minor in range(8, 15)),
+        *('Programming Language :: Python :: 3.%d' % minor for minor in range(8, 16)),
         'Programming Language :: Python :: Implementation :: CPython',
         'Topic :: Internet :: WWW/HTTP',
         'Typing :: Typed',
@@ -60,7 +60,7 @@ setup(
     package_data={'lowhaio-stubs': ['*.pyi']},
     python_requires='>=3.8',
     install_requires=['aiodnsresolver>=0.0.157'],
-    extras_require={  # What CI and the benchmarks need stands in their requirements.txt
+    extras_require={  # CI: .ci/noxfile.py. Benchmarks: their requirements.txt.
         'test': [
             'aiohttp',
             'brotli>=1.2',

@@ -1,4 +1,5 @@
-"""Tests of lowhaio, on the loop that LOWHAIO_TEST_LOOP names: asyncio (the default) or uvloop.
+"""Tests of lowhaio, on the loop that LOWHAIO_TEST_LOOP names: asyncio (the default), uvloop, or
+eager, which is asyncio whose tasks start at once, as they may from Python 3.12 on.
 
     python -W error -X dev -m unittest
 
@@ -44,6 +45,7 @@ import gzip
 import hashlib
 import hmac
 import http.server
+import importlib.util
 import inspect
 import io
 import ipaddress
@@ -53,7 +55,6 @@ import os
 import random
 import re
 import resource
-import runpy
 import select
 import shutil
 import signal
@@ -111,8 +112,9 @@ LOOP = os.environ.get('LOWHAIO_TEST_LOOP', 'asyncio')
 if LOOP == 'uvloop':
     from uvloop import Loop as BaseLoop
 else:
-    assert LOOP == 'asyncio', LOOP
+    assert LOOP in ('asyncio', 'eager'), LOOP
     from asyncio import SelectorEventLoop as BaseLoop
+EAGER = {'eager_start': True} if LOOP == 'eager' else {}  # For each task
 
 TEST_SECONDS = 20
 DEFAULT_RESOLVER = inspect.signature(Pool).parameters['get_dns_resolver'].default
@@ -186,7 +188,7 @@ class Loop(BaseLoop):
     def _new_task(self, loop, coroutine, **kwargs):
         if called_by_library():
             self.faults.append('a task was made: ' + ''.join(traceback.format_stack()))
-        return asyncio.Task(coroutine, loop=loop, **kwargs)
+        return asyncio.Task(coroutine, loop=loop, **EAGER, **kwargs)
 
     def call_at(self, when, callback, *args, **kwargs):
         return self._schedule(super().call_at, when, callback, *args, **kwargs)
@@ -8534,7 +8536,6 @@ class NginxTest(TestCase):
         second = await self.connections(request, '/echo', '/echo')
         self.assertEqual(len({*first, *second}), 2)
 
-
     async def test_all_of_an_upload_is_sent_after_an_answer_that_came_at_once(self):
         """nginx reads on, and keeps the connection."""
         async def body():
@@ -9577,10 +9578,13 @@ def run_in_background(name, *arguments, folder, **environment):
 
 
 def example(name, run_name=None):
-    """Return the names that one of the examples defines."""
+    """Return an example as a module: from Python 3.15 on, a traceback needs its loader."""
+    spec = importlib.util.spec_from_file_location(
+        run_name or name[:-len('.py')], ROOT / 'examples' / name)
+    module = importlib.util.module_from_spec(spec)
     with mock.patch.object(sys, 'path', [str(ROOT / 'examples'), *sys.path]):
-        return types.SimpleNamespace(
-            **runpy.run_path(str(ROOT / 'examples' / name), run_name=run_name))
+        spec.loader.exec_module(module)
+    return module
 
 
 def url_of(server):
