@@ -116,7 +116,7 @@ else:
     from asyncio import SelectorEventLoop as BaseLoop
 EAGER = {'eager_start': True} if LOOP == 'eager' else {}  # For each task
 
-TEST_SECONDS = 20
+TEST_SECONDS = 60
 DEFAULT_RESOLVER = inspect.signature(Pool).parameters['get_dns_resolver'].default
 TEST_FILES = {__file__}
 LIBRARY_FILES = (lowhaio.__file__, aiodnsresolver.__file__)
@@ -4906,7 +4906,6 @@ class SlowServerTest(SteppedTest):
     Lines are as slow as those of users; only the data is less.
     """
 
-    seconds = 30
     RATE = 65536
     TIMEOUT = 1
 
@@ -6451,7 +6450,6 @@ class EarlySuccessTest(SteppedTest):
 class EarlyEchoTest(SteppedTest):
     """Both directions at once, with more than the kernel holds."""
 
-    seconds = 20
     SIZE = 3 * 2**20
 
     @classmethod
