@@ -966,6 +966,19 @@ class LoggingTest(TestCase):
         self.assertEqual((pools, requests), ([], [extra]))
         self.assertEqual(dns[-1][0], extra)
 
+    async def test_steps_of_a_request_are_logged_in_their_order(self):
+        server = self.serve(OK)
+        request, close = self.pool_and_close()
+        with LogRecords('lowhaio') as log:
+            await fetch(request, b'GET', server.url)
+            await fetch(request, b'GET', server.url)
+            await close()
+        prefix = '[http:GET,%s] ' % server.url
+        step = ['Using connection', 'Received head', 'Keeping connection']
+        self.assertEqual(
+            [message.replace(prefix, '').partition(': ')[0] for message in log.messages()],
+            ['Connecting', *step, *step, '[http] Closing pool'])
+
 
 # ---- Helpers ----
 
@@ -3754,10 +3767,14 @@ class NameResolutionTest(TestCase):
                 self.assertEqual((await fetch(request, b'GET', url))[2], b'ok')
 
     async def test_exception_of_a_resolver_is_the_cause_of_a_dns_error(self):
-        names = Names()
-        names.records['a.test', 'A'] = OSError('mine')
-        request = self.pool(get_dns_resolver=names)
-        await self.fails(HttpDnsError, request(b'GET', 'http://a.test/'), 'mine', OSError)
+        for exception, words in (
+                (OSError('mine'), 'mine'), (OSError(), 'OSError()'),
+                (aiodnsresolver.DnsError(), 'DnsError()'), (KeyError('mine'), "KeyError('mine')")):
+            names = Names()
+            names.records['a.test', 'A'] = exception
+            await self.fails(
+                HttpDnsError, self.pool(get_dns_resolver=names)(b'GET', 'http://a.test/'),
+                'a.test could not be resolved: ' + words, type(exception))
 
     async def test_what_name_servers_say_is_not_remembered_without_bound(self):
         names = NameServer(self)
@@ -7751,7 +7768,7 @@ class StaleConnectionTest(TestCase):
                     self.assertEqual(result[2], b'ok')
                     self.assertEqual([len(peer.requests) for peer in server.peers], [1, 1])
 
-    async def replacing(self, begin, end):
+    async def replacing(self, begin, end, tls=None):
         """A request whose connection is found dead once its body waits, between begin and end. It
         has no other one before the end: what is awaited meanwhile is a name's address.
         """
@@ -7770,19 +7787,20 @@ class StaleConnectionTest(TestCase):
             finally:
                 end()
                 is_resolved.set()
-            yield b'abc'
+            yield bytes(65536)  # It is sent at once, if to a connection
         is_resolved.set()
-        server = self.serve(OK)
+        server = self.serve(OK, tls=tls)
         request = self.pool(get_dns_resolver=Gated(ttl=0))
         await fetch(request, b'GET', server.url)
-        return await fetch(request, b'PUT', server.url, headers=length(3), body=body)
+        return await fetch(request, b'PUT', server.url, headers=length(65536), body=body)
 
     async def test_timeout_of_a_body_may_end_while_its_connection_is_replaced(self):
         async def begin():
             with contextlib.suppress(asyncio.TimeoutError), timeout(self.loop, 0.01):
                 await asyncio.Event().wait()
-        code, _, body = await self.replacing(begin, lambda: None)
-        self.assertEqual((code, body), (b'200', b'ok'))
+        for tls in (None, True):
+            code, _, body = await self.replacing(begin, lambda: None, tls)
+            self.assertEqual((code, body), (b'200', b'ok'))
 
     async def test_body_is_cancelled_while_its_connection_is_replaced(self):
         begun, notes = asyncio.Event(), []
