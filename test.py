@@ -274,6 +274,7 @@ class TestCase(unittest.TestCase):
     """
 
     seconds = TEST_SECONDS
+    debug = False  # asyncio's debug mode takes five times as long
     maxDiff = None
 
     def __init_subclass__(cls):
@@ -289,6 +290,7 @@ class TestCase(unittest.TestCase):
         gc.freeze()  # What was before: to go through it three times takes a third of the time
         files = open_files()
         self.loop = loop = Loop()
+        loop.set_debug(self.debug)
         faulthandler.dump_traceback_later(2 * self.seconds, exit=True)
         self.threads = threads()
         with warnings.catch_warnings(record=True) as caught, \
@@ -2963,7 +2965,6 @@ class ResponseTest(TestCase):
         self.assertRegex(str(exception), r'\A[ -~]{1,300}\Z')
 
     async def each(self, rows):
-        self.loop.set_debug(False)  # It takes five times as long
         for row in rows:
             for size in (65536, 7, 1):
                 with self.subTest(row.name, recv_bufsize=size):
@@ -3090,7 +3091,6 @@ class ResponseTest(TestCase):
 
     async def test_16_kb_of_any_byte_anywhere_take_no_time(self):
         """But in the middle of a word, where it is the same as at its end."""
-        self.loop.set_debug(False)
         data = CHUNKED + b'1;a=b\r\nc\r\n0\r\nd: e\r\n\r\n'
         places = {place: b'\0\t\n\r ",0:;=af\x80' for place in range(1, len(data) + 1)
                   if not data[place - 1:place + 1].isalpha() or place == len(data)}
