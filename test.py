@@ -10037,7 +10037,7 @@ class TestProxy(unittest.IsolatedAsyncioTestCase):
         self.assertEqual((await soon(client.readuntil(b'\r\n\r\n'))).split()[1], b'204')
 
     async def test_early_response_is_passed_on(self):
-        client, _ = await self.client(
+        client, writer = await self.client(
             b'PUT / HTTP/1.1\r\nHost: proxy\r\nContent-Length: 1000000\r\n\r\nabc')
         upstream, answer = await self.accepted()
         await soon(upstream.readuntil(b'\r\n\r\nabc'))
@@ -10045,6 +10045,8 @@ class TestProxy(unittest.IsolatedAsyncioTestCase):
         self.assertEqual((await soon(client.readuntil(b'\r\n\r\n'))).split()[1], b'413')
         self.assertEqual(await soon(client.readexactly(3)), b'big')
         await soon(upstream.read())  # To the end, for the rest isn't asked for
+        writer.close()  # Or aiohttp's server would wait for the rest, when it is told to end
+        await writer.wait_closed()
 
     async def test_echo_that_answers_while_it_still_reads(self):
         client, writer = await self.client(
