@@ -8845,10 +8845,12 @@ class S3Test(ClientTest):
     def setUpClass(cls):
         moto()
 
+    buckets = itertools.count()  # Ports come again
+
     async def bucket(self, host='localhost'):
         """A server that hands over to moto what it records, and the URL of a new bucket on it."""
         server = self.serve(moto().answer, host=host)
-        url = '%s/bucket-%d' % (server.url, server.port)
+        url = '%s/bucket-%d' % (server.url, next(self.buckets))
         code, _, body = await fetch(self.signed(SIGNED), b'PUT', url)
         self.assertEqual(code, b'200', body)
         return server, url
