@@ -1124,9 +1124,9 @@ class _Waiter(asyncio.Future):  # type: ignore[type-arg]
 
     def cancel(self, *args: Any, **kwargs: Any) -> bool:
         is_cancelled = super().cancel(*args, **kwargs)
-        if is_cancelled and self.resume is not None:  # By a task, in which another can't go on
-            context, callback = self.resume
-            self.get_loop().call_soon(callback, self, context=context)
+        resume, self.resume = self.resume, None  # It has the task, which may have this future
+        if is_cancelled and resume is not None:  # By a task, in which another can't go on
+            self.get_loop().call_soon(resume[1], self, context=resume[0])
         return is_cancelled
 
     def end(self, exception: Optional[Exception] = None) -> None:
@@ -1136,9 +1136,10 @@ class _Waiter(asyncio.Future):  # type: ignore[type-arg]
             self.set_result(None)
         else:
             self.set_exception(exception)
-        if self.resume is not None:
-            context, callback = self.resume
-            context.run(callback, self)
+        resume, self.resume = self.resume, None
+        if resume is not None:
+            resume[0].run(resume[1], self)
+        del resume  # It has the task, whose traceback may have this frame
 
 
 class _Connection:
