@@ -45,7 +45,7 @@ SCENARIOS = {
     'get': Scenario('small GET'),
     'get-64': Scenario('small GET, 64 in flight', in_flight=64, without='blocking'),
     'urls': Scenario('small GET, another URL each', 'urls', path='/echo/'),
-    'post': Scenario('small POST', 'post', path='/post'),
+    'post': Scenario('small POST', 'post', path='/post', without='blocking'),
     'name': Scenario('small GET, name of /etc/hosts', host='localhost'),
     'dns': Scenario('small GET, name from a name server', host=DNS_NAME),
     'tls': Scenario('small GET, TLS', tls=True),
@@ -72,7 +72,7 @@ SCENARIOS = {
         '8 MiB up, TLS', 'upload', path='/uploads/8m', tls=True, **LARGE),
     'events': Scenario(
         'event of 200 bytes, one at a time', 'events', 'event', path='/events',
-        without='bare blocking'),
+        without='bare published blocking'),  # 0.0.89 takes its end for a failure
     # The others send all of a body before they read the response
     'duplex': Scenario(
         'echo of 1,000 bytes within a request', 'duplex', 'round trip', path='/duplex',
