@@ -1107,8 +1107,9 @@ _IN_PROGRESS = (errno.EINPROGRESS, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPRO
 class _Waiter(asyncio.Future):  # type: ignore[type-arg]
     """A future whose task goes on as soon as it is done, by a callback of the loop.
 
-    Other futures have it wait for the loop's next turn: that takes 20,000 instructions and a
-    system call more.
+    Other futures have it wait for the loop's next turn: that takes 8,500 instructions and a
+    system call more. It is awaited at once, by one task, and only callbacks of the loop end it,
+    within which no task runs.
     """
 
     __slots__ = ('resume',)

@@ -8572,6 +8572,18 @@ class NginxTest(TestCase):
 
 class AiohttpTest(TestCase):
 
+    async def test_body_is_echoed_while_the_rest_of_it_is_still_sent(self):
+        data = os.urandom(12 * 2**20)  # More than the kernel holds
+        for tls in (None, server_context()):
+            server, request = AiohttpServer(self, duplex, tls=tls), self.pool()
+            for query, arguments in (
+                    ('', upload(data, 65536)), ('?length=%d' % len(data), of_length(data))):
+                with self.subTest(tls=tls, query=query):
+                    code, _, body = await fetch(
+                        request, b'POST', '%s/%s' % (server.url, query), **arguments)
+                    self.assertTrue((code, body) == (b'200', data))
+            self.assertEqual(len(server.connections), 1)
+
     async def test_bodies_of_all_sizes_are_echoed_on_one_connection(self):
         server, request = AiohttpServer(self, echo), self.pool()
         data = os.urandom(1000000)
