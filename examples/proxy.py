@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from typing import TYPE_CHECKING, AsyncIterator, Iterable, List, Tuple
 from urllib.parse import urlsplit
@@ -76,14 +77,17 @@ async def serve(upstream: str, port: int) -> None:
         return await respond(request, upstream, incoming)
 
     request, close = Pool()
+    stopped = asyncio.Event()
+    for number in signal.SIGINT, signal.SIGTERM:  # Not KeyboardInterrupt, which may come anywhere
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     server = web.Server(handle, handler_cancellation=True, auto_decompress=False)
-    runner = web.ServerRunner(server)
+    runner = web.ServerRunner(server, shutdown_timeout=5)
     try:
         await runner.setup()
         site = web.TCPSite(runner, 'localhost', port)
         await site.start()
         print(f'{site.name} to {upstream}', flush=True)
-        await asyncio.Event().wait()
+        await stopped.wait()
     finally:
         await runner.cleanup()
         await close()
@@ -96,8 +100,6 @@ def main() -> int:
     args = parser.parse_args()
     try:
         asyncio.run(serve(args.upstream.rstrip('/'), args.port))
-    except KeyboardInterrupt:
-        return 130
     except OSError as exception:
         parser.error(str(exception))
     return 0
