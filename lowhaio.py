@@ -1117,7 +1117,8 @@ class _Waiter(asyncio.Future):  # type: ignore[type-arg]
     resume: Any  # What the task gives: its context and callback
 
     def add_done_callback(self, callback: Callable[..., Any], *, context: Any = None) -> None:
-        self.resume = context or contextvars.copy_context(), callback
+        # An empty context is false, but is the task's
+        self.resume = contextvars.copy_context() if context is None else context, callback
 
     def remove_done_callback(self, _: Callable[..., Any]) -> int:
         self.resume = None

@@ -5480,6 +5480,18 @@ class TurnTest(TestCase):
             self.assertEqual(await task, (b'200', 'mine', True))
         self.assertIn(True, are_done)
 
+    async def test_context_of_a_task_is_its_own_after_it_even_if_it_was_empty(self):
+        server, request = self.serve(OK), self.pool()
+        variable = contextvars.ContextVar('of the test')
+
+        async def fetched():
+            await request(b'GET', server.url)
+            variable.set('mine')
+            await asyncio.sleep(0)
+            return variable.get('lost')
+        task = contextvars.Context().run(self.loop.create_task, fetched())
+        self.assertEqual(await task, 'mine')
+
 
 # ---- Request body ----
 
