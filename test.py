@@ -5016,6 +5016,23 @@ class TlsTest(TestCase):
                                          ssl.SSLCertVerificationError)
                         self.assertEqual(server.requests, [])
 
+    async def test_full_records_are_read_without_asking_whether_there_is_more(self):
+        asked = []
+
+        class Poll:
+            def __init__(self):
+                self.object = real_poll()
+                self.register = self.object.register
+
+            def poll(self, *args):
+                asked.append(args)
+                return self.object.poll(*args)
+        real_poll = select.poll
+        server = self.serve(response(bytes(2**20)), tls=True)
+        with mock.patch.object(select, 'poll', Poll):
+            self.assertEqual(len((await fetch(self.pool(), b'GET', server.url))[2]), 2**20)
+        self.assertLess(len(asked), 2**20 // 16384 // 2)
+
     async def test_unknown_authority_is_a_tls_error(self):
         server = self.serve(OK, tls=True)
         request = self.pool(get_ssl_context=ssl.create_default_context)
