@@ -65,7 +65,9 @@ class Client:
             self.process.stdin.write(json.dumps({**spec, 'count': count}) + '\n')
             self.process.stdin.flush()
             line = ''
-            if select.select([self.process.stdout], [], [], SECONDS)[0]:
+            output = select.poll()  # And not select(): the servers may have a thousand files
+            output.register(self.process.stdout, select.POLLIN)
+            if output.poll(1000 * SECONDS):
                 line = self.process.stdout.readline()
         except BrokenPipeError:
             pass
