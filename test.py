@@ -887,13 +887,18 @@ class LoggingTest(TestCase):
             return get_logger_adapter
         return get_resolver_logger_adapter
 
-    async def test_messages_of_a_request_start_with_its_method_and_url(self):
-        server = self.serve(OK)
+    async def test_steps_of_a_request_are_logged_in_their_order_after_its_method_and_url(self):
+        url = self.serve(OK).url + '/%25s/%d?100%'
+        request, close = self.pool_and_close()
         with LogRecords('lowhaio') as log:
-            await fetch(self.pool(), b'GET', server.url + '/%25s/%d?100%')
-        prefix = '[http:GET,%s/%%25s/%%d?100%%] ' % server.url
-        self.assertTrue(log.messages())
-        self.assertEqual([m for m in log.messages() if not m.startswith(prefix)], [])
+            await fetch(request, b'GET', url)
+            await fetch(request, b'GET', url)
+            await close()
+        step = ['Using connection', 'Received head', 'Keeping connection']
+        self.assertEqual(
+            [message.partition(': ')[0] for message in log.messages()],
+            ['[http:GET,%s] %s' % (url, text) for text in ('Connecting', *step, *step)]
+            + ['[http] Closing pool'])
         self.assertEqual({record.levelno for record in log.records}, {logging.DEBUG})
 
     async def test_messages_outside_of_a_request_start_with_http(self):
@@ -902,8 +907,7 @@ class LoggingTest(TestCase):
         with LogRecords('lowhaio') as log:
             await close(get_logger_adapter=self.adapter(extras))
         self.assertEqual(extras, [{}])
-        self.assertTrue(all(message.startswith('[http] ') for message in log.messages()))
-        self.assertTrue(log.messages())
+        self.assertEqual([message[:7] for message in log.messages()], ['[http] '])
 
     async def test_url_is_logged_as_it_is_with_arguments_and_without(self):
         logger = logging.getLogger('lowhaio')
@@ -942,49 +946,24 @@ class LoggingTest(TestCase):
         request = self.pool(get_dns_resolver=DEFAULT_RESOLVER)
         with LogRecords('aiodnsresolver', logging.INFO) as log:
             await fetch(request, b'GET', server.url)
-        self.assertTrue(log.messages())
-        for message in log.messages():
-            self.assertTrue(message.startswith('[http:GET,%s] [dns:localhost,A] ' % server.url),
-                            message)
+        prefix = '[http:GET,%s] [dns:localhost,A] ' % server.url
+        self.assertEqual({message[:len(prefix)] for message in log.messages()}, {prefix})
 
-    async def test_adapters_given_to_pool_get_the_extra(self):
+    async def test_adapters_given_to_a_pool_or_instead_to_a_request_get_the_extra(self):
         server = self.serve(OK)
         NameServer(self)
-        extras, dns_extras = [], []
-        request = self.pool(
-            get_dns_resolver=DEFAULT_RESOLVER,
-            get_logger_adapter=self.adapter(extras),
-            get_resolver_logger_adapter=self.resolver_adapter(dns_extras))
-        await fetch(request, b'GET', server.url)
         extra = {'lowhaio_method': 'GET', 'lowhaio_url': server.url}
-        self.assertIn(extra, extras)
-        self.assertIn((extra, {'aiodnsresolver_fqdn': 'localhost', 'aiodnsresolver_qtype': 1}),
-                      dns_extras)
-
-    async def test_adapters_given_to_request_are_used_instead(self):
-        server = self.serve(OK)
-        pools, requests, dns = [], [], []
-        NameServer(self)
-        request = self.pool(get_logger_adapter=self.adapter(pools),
-                            get_dns_resolver=DEFAULT_RESOLVER)
-        await fetch(request, b'GET', server.url, get_logger_adapter=self.adapter(requests),
-                    get_resolver_logger_adapter=self.resolver_adapter(dns))
-        extra = {'lowhaio_method': 'GET', 'lowhaio_url': server.url}
-        self.assertEqual((pools, requests), ([], [extra]))
-        self.assertEqual(dns[-1][0], extra)
-
-    async def test_steps_of_a_request_are_logged_in_their_order(self):
-        server = self.serve(OK)
-        request, close = self.pool_and_close()
-        with LogRecords('lowhaio') as log:
-            await fetch(request, b'GET', server.url)
-            await fetch(request, b'GET', server.url)
-            await close()
-        prefix = '[http:GET,%s] ' % server.url
-        step = ['Using connection', 'Received head', 'Keeping connection']
-        self.assertEqual(
-            [message.replace(prefix, '').partition(': ')[0] for message in log.messages()],
-            ['Connecting', *step, *step, '[http] Closing pool'])
+        for is_for_request in (False, True):
+            with self.subTest(is_for_request=is_for_request):
+                extras, unused, dns_extras = [], [], []
+                adapters = {'get_logger_adapter': self.adapter(extras),
+                            'get_resolver_logger_adapter': self.resolver_adapter(dns_extras)}
+                request = self.pool(get_dns_resolver=DEFAULT_RESOLVER, **(
+                    {'get_logger_adapter': self.adapter(unused)} if is_for_request else adapters))
+                await fetch(request, b'GET', server.url, **(adapters if is_for_request else {}))
+                self.assertEqual((extras, unused), ([extra], []))
+                self.assertIn((extra, {'aiodnsresolver_fqdn': 'localhost',
+                                       'aiodnsresolver_qtype': 1}), dns_extras)
 
 
 # ---- Helpers ----
@@ -1005,23 +984,24 @@ class HelpersTest(TestCase):
 
 class TimeoutTest(TestCase):
 
+    async def wait(self, seconds):
+        with timeout(self.loop, seconds):
+            await asyncio.Event().wait()
+
     def cancelling(self):
         return getattr(asyncio.current_task(), 'cancelling', int)()
 
     async def test_timeout_raises_timeout_error_after_its_seconds(self):
         start = time.monotonic()
-        with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.05):
-            await asyncio.Event().wait()
+        with self.assertRaises(asyncio.TimeoutError):
+            await self.wait(0.05)
         self.assertGreater(time.monotonic() - start, 0.04)
         self.assertEqual(self.cancelling(), 0)
 
     def test_timeout_outside_of_a_task_is_refused(self):
-        loop = asyncio.new_event_loop()
-        try:
-            with self.assertRaisesRegex(RuntimeError, 'in a task'), timeout(loop, 1):
-                pass
-        finally:
-            loop.close()
+        with contextlib.closing(asyncio.new_event_loop()) as loop, \
+                self.assertRaisesRegex(RuntimeError, 'in a task'), timeout(loop, 1):
+            pass
 
     async def test_block_that_ends_or_raises_in_time_leaves_no_timer(self):
         with timeout(self.loop, 10):
@@ -1041,19 +1021,14 @@ class TimeoutTest(TestCase):
         self.assertGreater(time.monotonic() - start, 0.28)
 
     async def test_cancellation_from_outside_stays_a_cancellation(self):
-        async def waits():
-            with timeout(self.loop, 10):
-                await asyncio.Event().wait()
-        task = self.spawn(waits())
+        task = self.spawn(self.wait(10))
         await self.turns()
-        task.cancel()
-        with self.assertRaises(asyncio.CancelledError):
-            await task
+        await cancel(task)
 
     async def test_nested_timeouts_expire_on_their_own(self):
         with timeout(self.loop, 10):
-            with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.02):
-                await asyncio.Event().wait()
+            with self.assertRaises(asyncio.TimeoutError):
+                await self.wait(0.02)
             await asyncio.sleep(0)
         self.assertEqual(self.cancelling(), 0)
 
@@ -1061,8 +1036,7 @@ class TimeoutTest(TestCase):
         inner = []
         with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.02):
             try:
-                with timeout(self.loop, 10):
-                    await asyncio.Event().wait()
+                await self.wait(10)
             except BaseException as exception:
                 inner.append(type(exception))
                 raise
@@ -1072,15 +1046,14 @@ class TimeoutTest(TestCase):
     async def test_asyncio_timeout_around_it_is_not_disturbed(self):
         with self.assertRaises(TimeoutError):
             async with asyncio.timeout(0.02) as outer:
-                with timeout(self.loop, 10):
-                    await asyncio.Event().wait()
+                await self.wait(10)
         self.assertTrue(outer.expired())
 
     @since_python_3_11
     async def test_task_group_works_on_after_a_timeout_within(self):
         async def times_out():
-            with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.02):
-                await asyncio.Event().wait()
+            with self.assertRaises(asyncio.TimeoutError):
+                await self.wait(0.02)
             return self.cancelling()
         async with asyncio.TaskGroup() as group:
             task = group.create_task(times_out())
@@ -1088,10 +1061,7 @@ class TimeoutTest(TestCase):
 
     @since_python_3_11
     async def test_outside_cancellation_in_the_same_turn_is_not_lost(self):
-        async def waits():
-            with timeout(self.loop, 0.02):
-                await asyncio.Event().wait()
-        task = self.spawn(waits())
+        task = self.spawn(self.wait(0.02))
         await self.turns()
         self.loop.call_at(self.loop.time() + 0.02, task.cancel)
         time.sleep(0.05)  # Both are due at once
@@ -3040,31 +3010,29 @@ class NameResolutionTest(TestCase):
     def resolving_pool(self, **kwargs):
         return self.pool(get_dns_resolver=DEFAULT_RESOLVER, **kwargs)
 
-    def resolved(self, **kwargs):
+    def resolved(self, port=0, **kwargs):
         """A name server that knows a.test, the server of that name, and a pool that asks."""
         return (NameServer(self).add('a.test', 'A', '127.0.0.1'),
-                self.serve(OK, host='a.test'), self.resolving_pool(**kwargs))
+                self.serve(OK, host='a.test', port=port), self.resolving_pool(**kwargs))
 
     async def test_name_server_is_asked_once_while_its_answer_lives(self):
         names, server, request = self.resolved(keep_alive_timeout=0)
-        await fetch(request, b'GET', server.url)
-        await fetch(request, b'GET', server.url)
-        self.assertEqual(names.queries, [('a.test', 'A')])
-        self.assertEqual(server.counts(), [1, 1])
+        for _ in range(2):
+            await fetch(request, b'GET', server.url)
+        self.assertEqual((names.queries, server.counts()), ([('a.test', 'A')], [1, 1]))
 
     async def test_cname_is_followed(self):
-        NameServer(self).add('a.test', 'A', 'b.test').add('b.test', 'A', '127.0.0.1')
-        server = self.serve(OK, host='a.test')
-        self.assertEqual((await fetch(self.resolving_pool(), b'GET', server.url))[2], b'ok')
+        names, server, request = self.resolved()
+        names.add('a.test', 'A', 'b.test').add('b.test', 'A', '127.0.0.1')
+        self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
         self.assertIn(b'host: a.test\r\n', server.requests[0])
 
     async def test_aaaa_is_asked_for_where_there_is_no_a_record(self):
         names = NameServer(self).add('a.test', 'A').add('a.test', 'AAAA', '::1')
-        names.answers[b'a.test', 'A'] = (), 60, 0
         server = self.serve(OK, host='a.test', address='::1')
         request = self.resolving_pool(keep_alive_timeout=0)
-        await fetch(request, b'GET', server.url)
-        await fetch(request, b'GET', server.url)
+        for _ in range(2):
+            await fetch(request, b'GET', server.url)
         self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
 
     async def test_failing_name_server_is_a_dns_error(self):
@@ -3080,20 +3048,18 @@ class NameResolutionTest(TestCase):
         self.assertEqual((await fetch(self.resolving_pool(), b'GET', server.url))[2], b'ok')
 
     async def test_lost_packet_is_sent_again_and_leaves_no_cancellation(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        names, server, request = self.resolved()
         names.drops = 1
-        server = self.serve(OK, host='a.test')
-        await fetch(self.resolving_pool(), b'GET', server.url)
+        await fetch(request, b'GET', server.url)
         self.assertEqual(len(names.queries), 2)
-        if sys.version_info >= (3, 11):
-            self.assertEqual(asyncio.current_task().cancelling(), 0)
+        self.assertEqual(getattr(asyncio.current_task(), 'cancelling', int)(), 0)
 
     async def test_name_server_that_never_answers_is_a_dns_error(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        names, _, request = self.resolved()
         names.drops = 100
         start = time.monotonic()
         await self.fails(
-            HttpDnsError, self.resolving_pool()(b'GET', 'http://a.test/'),
+            HttpDnsError, request(b'GET', 'http://a.test/'),
             'a.test could not be resolved: the name servers (127.0.0.1) were asked 5 times each, '
             'for up to 9.5 seconds; in the end: no valid answer', aiodnsresolver.DnsTimeout)
         self.assertEqual(names.queries, [('a.test', 'A')] * 5)
@@ -3104,10 +3070,9 @@ class NameResolutionTest(TestCase):
     async def test_name_server_that_takes_longer_than_half_a_second_is_waited_for(self):
         for delay, number in ((0.6, 2), (1.2, 3)):
             with self.subTest(delay):
-                names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+                names, server, request = self.resolved()
                 names.delay = delay
-                url = self.serve(OK, host='a.test').url
-                self.assertEqual((await fetch(self.resolving_pool(), b'GET', url))[2], b'ok')
+                self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
                 self.assertEqual(len(names.queries), number)
 
     async def test_name_that_is_unknown_or_has_neither_record_is_a_dns_error(self):
@@ -3118,10 +3083,8 @@ class NameResolutionTest(TestCase):
             self.assertEqual(names.queries[-2:], [(host, 'A'), (host, 'AAAA')])
 
     async def test_connections_of_before_are_used_again_once_their_address_is_back(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1', ttl=0)
-        server = self.serve(OK, host='a.test', port=free_port())
+        names, server, request = self.resolved(port=free_port())
         other = self.serve(OK, address='127.0.0.2', port=server.port)
-        request = self.resolving_pool()
         for address in ('127.0.0.1', '127.0.0.2', '127.0.0.1', '127.0.0.2'):
             names.add('a.test', 'A', address, ttl=0)
             await fetch(request, b'GET', server.url)
@@ -3129,20 +3092,17 @@ class NameResolutionTest(TestCase):
         self.assertEqual((server.counts(), other.counts()), ([2], [2]))
 
     async def test_cancellation_after_a_lost_packet_passes_through(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        names, _, request = self.resolved()
         names.drops = 2
-        task = self.spawn(self.resolving_pool()(b'GET', 'http://a.test/'))
+        task = self.spawn(request(b'GET', 'http://a.test/'))
         while len(names.queries) < 2:
             await asyncio.sleep(0.01)
-        task.cancel()
-        with self.assertRaises(asyncio.CancelledError):
-            await task
+        await cancel(task)
 
     async def test_changed_record_is_seen_after_its_ttl_while_an_old_exception_is_held(self):
-        names = NameServer(self)
-        server = self.serve(OK, host='a.test', port=free_port())
+        names, server, request = self.resolved(port=free_port())
+        names.answers.clear()
         other = self.serve(OK, address='127.0.0.2', port=server.port)
-        request = self.resolving_pool()
         held = await self.fails(HttpDnsError, request(b'GET', server.url))
         names.add('a.test', 'A', '127.0.0.1', ttl=1)
         await fetch(request, b'GET', server.url)
@@ -3157,9 +3117,8 @@ class NameResolutionTest(TestCase):
 
     async def test_concurrent_requests_share_a_query(self):
         names, server, request = self.resolved()
-        tasks = [self.spawn(fetch(request, b'GET', server.url)) for _ in range(5)]
-        for task in tasks:
-            self.assertEqual((await task)[2], b'ok')
+        results = await asyncio.gather(*(fetch(request, b'GET', server.url) for _ in range(5)))
+        self.assertEqual([body for _, _, body in results], [b'ok'] * 5)
         self.assertEqual(len(names.queries), 1)
 
     async def test_cancelled_lookup_does_not_fail_the_others(self):
@@ -3200,13 +3159,6 @@ class NameResolutionTest(TestCase):
             await resolve('%d.test' % number, TYPES.A)
         self.assertLess(len(self.loop.active_timers()), 1024)
         await clear_cache()
-
-    async def test_aaaa_is_tried_where_no_a_address_accepts(self):
-        names = Names().add('a.test', 'A', '127.0.0.1').add('a.test', 'AAAA', '::1')
-        server = self.serve(OK, host='a.test', address='::1')
-        request = self.pool(get_dns_resolver=names)
-        self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
-        self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
 
     async def test_name_in_etc_hosts_is_found_in_any_case_and_with_only_ipv6(self):
         for line, host, address in ((b'127.0.0.1 MyHost', 'myhost', '127.0.0.1'),
@@ -3297,6 +3249,23 @@ SKIPPED_LINES = (
     b'127.0.0.1\0 x', b'"127.0.0.1" x', b'-127.0.0.1 x', b'\xd9\xa1.1.1.1 x', b'#127.0.0.1 x',
     b' # 127.0.0.1 x', b'127.0.0.1 # x', b'127.0.0.1#x', b'\xe9 # x', b'; 127.0.0.1 x', b'\0', b'',
     b' \t\r', b'x' * 100000)
+
+
+@contextlib.contextmanager
+def no_descriptor():
+    """None is free but for those of what is closed."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_files()) + 3, limits[1]))
+    files = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                files.append(os.dup(0))
+        yield
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 class NameFilesTest(OwnMachineTest):
@@ -3398,8 +3367,8 @@ class NameFilesTest(OwnMachineTest):
                 self.assertEqual(await self.code('a.test'), b'200')
 
     async def test_three_name_servers_are_asked_as_by_libc(self):
-        third = NameServer(self, '127.0.0.3', 53).add('a.test', 'A', '127.0.0.1')
-        fourth = NameServer(self, '127.0.0.4', 53).add('a.test', 'A', '127.0.0.1')
+        third, fourth = (NameServer(self, address, 53).add('a.test', 'A', '127.0.0.1')
+                         for address in ('127.0.0.3', '127.0.0.4'))
         self.serve(OK, port=self.PORT)
         write_etc(resolv_conf=b'nameserver ::1\n' + b''.join(
             b'nameserver 127.0.0.%d\n' % number for number in (1, 2, 3, 4)))
@@ -3411,18 +3380,17 @@ class NameFilesTest(OwnMachineTest):
     async def test_files_that_can_not_be_read_are_tried_again_at_the_next_name(self):
         self.serve(OK, port=self.PORT)
         NameServer(self, '127.0.0.1', 53).add('a.test', 'A', '127.0.0.1')
-        for name in ('hosts', 'resolv.conf'):
-            path = Path('/etc', name)
+        for path in (Path('/etc/hosts'), Path('/etc/resolv.conf')):
             for make, unmake in (
                     (lambda path: None, lambda path: None), (Path.mkdir, Path.rmdir),
                     (lambda path: path.symlink_to('hosts.d/none'), Path.unlink),
                     (lambda path: path.symlink_to(path), Path.unlink)):
-                with self.subTest(name, make=make):
+                with self.subTest(path, make=make):
                     path.unlink()
                     make(path)
                     request = self.new_pool()
-                    await self.fails(HttpDnsError, self.code('a.test', request), str(path))
-                    await self.fails(HttpDnsError, self.code('a.test', request), str(path))
+                    for _ in range(2):
+                        await self.fails(HttpDnsError, self.code('a.test', request), str(path))
                     self.assertEqual(await self.code('127.0.0.1', request), b'200')
                     unmake(path)
                     path.write_bytes(b'')
@@ -3430,20 +3398,9 @@ class NameFilesTest(OwnMachineTest):
 
     async def test_pool_that_is_made_without_a_free_descriptor_resolves_later(self):
         self.serve(OK, port=self.PORT)
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + 10, limits[1]))
-        files = []
-        try:
-            with self.assertRaises(OSError):
-                while True:
-                    files.append(os.dup(0))
+        with no_descriptor():
             request = self.new_pool()
             await self.fails(HttpDnsError, self.code('localhost', request), 'Too many open files')
-        finally:
-            for file in files:
-                os.close(file)
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         self.assertEqual(await self.code('localhost', request), b'200')
 
     async def test_failures_are_told_in_words(self):
@@ -4018,22 +3975,6 @@ class OwnMachineConnectTest(OwnMachineTest):
 class DescriptorsTest(TestCase):
     """Where the process, or the system, has no descriptor free."""
 
-    @contextlib.contextmanager
-    def no_descriptor(self):
-        """None is free but for those of what is closed."""
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_files()) + 3, limits[1]))
-        files = []
-        try:
-            with contextlib.suppress(OSError):
-                while True:
-                    files.append(os.dup(0))
-            yield
-        finally:
-            for file in files:
-                os.close(file)
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
     async def test_connection_that_is_idle_longest_is_closed_first(self):
         server = self.serve(OK)
         names = Names()
@@ -4042,7 +3983,7 @@ class DescriptorsTest(TestCase):
         request = self.pool(get_dns_resolver=names)
         for number in (0, 1, 2, 1):
             await fetch(request, b'GET', 'http://%d.test:%d/' % (number, server.port))
-        with full_listener() as listener, self.no_descriptor():
+        with full_listener() as listener, no_descriptor():
             task = self.spawn(request(b'GET', 'http://3.test:%d/' % listener.getsockname()[1]))
             await server.peers[0].ended()
             self.assertEqual([peer.is_open() for peer in server.peers[1:]], [True, True])
@@ -4051,7 +3992,7 @@ class DescriptorsTest(TestCase):
 
     async def test_lack_of_a_descriptor_is_told_where_nothing_is_idle(self):
         request = self.pool()
-        with self.no_descriptor():
+        with no_descriptor():
             await self.fails(HttpConnectionError, request(b'GET', 'http://127.0.0.1:9/'),
                              'port 9: Too many open files', OSError)
 
