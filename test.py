@@ -418,6 +418,13 @@ def brief(row):
     return repr(row)[:500]
 
 
+def of_each(rows):
+    """The test of a table, each row of which a class knows how to check."""
+    async def test(self):
+        await self.each(rows)
+    return test
+
+
 async def fetch(request, *args, **kwargs):
     code, headers, body = await request(*args, **kwargs)
     return code, headers, await buffered(body)
@@ -1351,23 +1358,12 @@ class SentTest(TestCase):
             with self.subTest(brief(row)):
                 await self.check(row)
 
-    async def test_targets(self):
-        await self.each(TARGETS)
-
-    async def test_params(self):
-        await self.each(PARAMS)
-
-    async def test_hosts(self):
-        await self.each(HOSTS)
-
-    async def test_methods(self):
-        await self.each(METHODS)
-
-    async def test_header_fields(self):
-        await self.each(FIELDS)
-
-    async def test_bodies(self):
-        await self.each(SENT_BODIES)
+    test_targets = of_each(TARGETS)
+    test_params = of_each(PARAMS)
+    test_hosts = of_each(HOSTS)
+    test_methods = of_each(METHODS)
+    test_header_fields = of_each(FIELDS)
+    test_bodies = of_each(SENT_BODIES)
 
     async def test_params_and_headers_may_be_iterators(self):
         server = self.serve(OK)
@@ -1697,17 +1693,10 @@ class RefusedTest(TestCase):
         self.assertRegex(str(exception), r'\A[ -~]{10,300}\Z')
         self.assertNotIn(SECRET.decode(), repr((exception, exception.__cause__)))
 
-    async def test_urls(self):
-        await self.each(BAD_URLS)
-
-    async def test_methods(self):
-        await self.each(BAD_METHODS)
-
-    async def test_header_fields(self):
-        await self.each(BAD_FIELDS)
-
-    async def test_types_of_arguments(self):
-        await self.each(BAD_TYPES)
+    test_urls = of_each(BAD_URLS)
+    test_methods = of_each(BAD_METHODS)
+    test_header_fields = of_each(BAD_FIELDS)
+    test_types_of_arguments = of_each(BAD_TYPES)
 
     def test_no_row_is_there_twice(self):
         for rows, least in ((SENT, 250), (REFUSED, 900), (BAD_BODIES, 90), (RESPONSES, 380)):
@@ -1979,8 +1968,7 @@ class BadBodyTest(TestCase):
                 with self.subTest(brief(row), waits='before each byte'):
                     await self.check(row, by_bytes(data), True, data[:row.good])
 
-    async def test_bodies_that_break_their_framing(self):
-        await self.each(BAD_BODIES)
+    test_bodies_that_break_their_framing = of_each(BAD_BODIES)
 
 
 # ---- Response head (RFC 9112 4, 5) ----
@@ -2456,29 +2444,14 @@ class ResponseTest(SegmentedTest):
                 await self.check(row, [1] * len(row.data))
             await self.check_cuts(row)
 
-    async def test_status_lines(self):
-        await self.each(STATUS_LINES)
-
-    async def test_field_lines(self):
-        await self.each(FIELD_LINES)
-
-    async def test_interim_responses(self):
-        await self.each(INTERIM_RESPONSES)
-
-    async def test_bodies_of_known_length(self):
-        await self.each(KNOWN_LENGTHS)
-
-    async def test_responses_without_a_body(self):
-        await self.each(NO_BODIES)
-
-    async def test_bodies_until_the_connection_is_closed(self):
-        await self.each(UNTIL_CLOSE)
-
-    async def test_chunked_bodies(self):
-        await self.each(CHUNKS)
-
-    async def test_framing_and_persistence(self):
-        await self.each(FRAMING)
+    test_status_lines = of_each(STATUS_LINES)
+    test_field_lines = of_each(FIELD_LINES)
+    test_interim_responses = of_each(INTERIM_RESPONSES)
+    test_bodies_of_known_length = of_each(KNOWN_LENGTHS)
+    test_responses_without_a_body = of_each(NO_BODIES)
+    test_bodies_until_the_connection_is_closed = of_each(UNTIL_CLOSE)
+    test_chunked_bodies = of_each(CHUNKS)
+    test_framing_and_persistence = of_each(FRAMING)
 
     async def test_what_servers_choose_is_not_remembered_without_bound(self):
         for line in (b'HTTP/1.1 200 %b', b'keep-alive: timeout=60, %b', b'server: %b', b'date: %b',
@@ -3647,13 +3620,16 @@ class ConnectTest(TestCase):
     def kinds(self):
         return [kind for _, kind in self.names.queries]
 
+    async def failure(self, request, port, *args):
+        return await self.fails(
+            HttpConnectionError, request(b'GET', 'http://a.test:%d/' % port), *args)
+
     async def test_address_that_is_slow_to_accept_is_waited_for(self):
         with full_listener() as listener:
             listener.setblocking(False)
             mine = socket.socket()
             task = self.spawn(fetch(self.pool(get_sock=lambda: mine), b'GET',
                                     'http://127.0.0.1:%d/' % listener.getsockname()[1]))
-            await self.turns()
             sock, address = await self.loop.sock_accept(listener)
             while address != mine.getsockname():  # The system asks again after a second
                 sock.close()
@@ -3693,8 +3669,8 @@ class ConnectTest(TestCase):
     async def test_failure_is_that_of_the_first_address(self):
         for addresses, error in (((self.REFUSING, self.UNREACHABLE), errno.ECONNREFUSED),
                                  ((self.UNREACHABLE, self.REFUSING), errno.ENETUNREACH)):
-            exception = await self.fails(HttpConnectionError, self.pool_for(*addresses)(
-                b'GET', 'http://a.test:%d/' % free_port()), addresses[0], OSError)
+            exception = await self.failure(
+                self.pool_for(*addresses), free_port(), addresses[0], OSError)
             self.assertEqual(exception.__cause__.errno, error)
 
     async def test_aaaa_is_tried_where_each_a_address_fails_in_its_own_way(self):
@@ -3710,14 +3686,12 @@ class ConnectTest(TestCase):
         def get_sock():
             attempts.append((socket.socket(), self.loop.time()))
             return attempts[-1][0]
-        silent = ('127.0.0.2', '127.0.0.3', '127.0.0.4')
+        port, silent = free_port(), ('127.0.0.2', '127.0.0.3', '127.0.0.4')
+        request = self.pool_for(*silent, get_sock=get_sock, socket_timeout=0.6)
         with contextlib.ExitStack() as stack:
-            port = free_port()
             for address in silent:
                 stack.enter_context(silent_address(address, port))
-            await self.fails(HttpConnectionError, self.pool_for(
-                *silent, get_sock=get_sock, socket_timeout=0.6)(
-                    b'GET', 'http://a.test:%d/' % port), 'a.test', asyncio.TimeoutError)
+            await self.failure(request, port, 'a.test', asyncio.TimeoutError)
         (first, at), (second, second_at), (third, third_at) = attempts
         self.assertTrue(0.24 < second_at - at < 0.4 and 0.24 < third_at - second_at < 0.4)
         self.assertTrue(0.55 < self.loop.time() - at < 0.9)
@@ -3743,12 +3717,11 @@ class ConnectTest(TestCase):
                  + '; and 14 more')):
             with self.subTest(a=a, aaaa=aaaa), silent_address(self.SILENT, free_port()) as port, \
                     silent_address('::1', port):
-                exception = await self.fails(
-                    HttpConnectionError, self.pool_for(*a, aaaa=aaaa, socket_timeout=0.1)(
-                        b'GET', 'http://a.test:%d/' % port))
+                message = str(await self.failure(
+                    self.pool_for(*a, aaaa=aaaa, socket_timeout=0.1), port))
                 words = 'no connection to a.test, port %d: %s' % (port, reasons)
-                self.assertEqual(str(exception)[:len(words)], words)
-                self.assertLessEqual(len(str(exception)), max(len(words), 300))
+                self.assertEqual(message[:len(words)], words)
+                self.assertLessEqual(len(message), max(len(words), 300))
 
     async def test_literal_that_fails_is_named_once(self):
         port = free_port()
@@ -3762,9 +3735,8 @@ class ConnectTest(TestCase):
         for answer in (aiodnsresolver.DnsTimeout(), aiodnsresolver.DnsRecordDoesNotExist(), ()):
             request = self.pool_for('127.0.0.1')
             self.names.records['a.test', 'AAAA'] = answer
-            await self.fails(
-                HttpConnectionError, request(b'GET', 'http://a.test:%d/' % free_port()),
-                '127.0.0.1: Connection refused', ConnectionRefusedError)
+            await self.failure(request, free_port(), '127.0.0.1: Connection refused',
+                               ConnectionRefusedError)
 
     async def test_ipv6_that_worked_is_remembered_where_ipv4_did_not(self):
         for address, keep_alive in itertools.product((self.SILENT, self.REFUSING), (15, 0)):
@@ -3844,10 +3816,11 @@ class ConnectTest(TestCase):
     async def test_get_sock_that_fails_or_takes_no_argument_is_a_connection_error(self):
         def get_sock():
             raise OSError('mine')
+        request = self.pool(get_sock=get_sock)
         for host, words, cause in (('[::1]', 'AF_INET6', TypeError),
                                    ('127.0.0.1', 'mine', OSError)):
-            await self.fails(HttpConnectionError, self.pool(get_sock=get_sock)(
-                b'GET', 'http://%s:9/' % host), words, cause)
+            await self.fails(
+                HttpConnectionError, request(b'GET', 'http://%s:9/' % host), words, cause)
 
     async def test_get_sock_is_called_with_af_inet6_for_ipv6_only(self):
         families = []
@@ -3868,8 +3841,7 @@ class ConnectTest(TestCase):
             return [ipaddress.ip_address('127.0.0.1')] * (len(queries) < 10)
         request = self.pool(
             get_dns_resolver=lambda get_logger_adapter: (resolve, Names().clear_cache))
-        await self.fails(HttpConnectionError, request(
-            b'GET', 'http://localhost:%d/' % free_port()), 'no connection to localhost')
+        await self.failure(request, free_port(), 'no connection to a.test')
         self.assertEqual(queries, ['A', 'AAAA'])
 
 
