@@ -1373,28 +1373,23 @@ class SentTest(TestCase):
             b'GET /?a=%26&b=%3D HTTP/1.1\r\nhost: localhost\r\nc: d\r\ne: f\r\n\r\n'])
 
     async def test_every_digit_of_an_ipv6_address_counts_and_ports_default_to_80_and_443(self):
-        addresses, ports = [], []
+        tried = []
 
         class Sock(socket.socket):
             def connect_ex(self, address):
-                addresses.append(address[0])
-                ports.append(address[1])
+                tried.append(address[:2])
                 return errno.ECONNREFUSED
-
-        def get_sock(family=socket.AF_INET):
-            sock = Sock(family, socket.SOCK_STREAM)
-            sock.setblocking(False)
-            return sock
-        request = self.pool(get_sock=get_sock)
+        request = self.pool(get_sock=sockets(Sock))
         for url in ('http://localhost', 'https://localhost/', 'http://localhost:/',
                     'HTTPS://localhost:?', 'http://[::1]', 'https://[::1]:/',
                     'https://localhost:80', 'http://localhost:1', 'http://localhost:65535',
                     'http://localhost:00080'):
             await self.fails(HttpConnectionError, request(b'GET', url))
-        self.assertEqual(ports, [80, 443, 80, 443, 80, 443, 80, 1, 65535, 80])
+        self.assertEqual([port for _, port in tried],
+                         [80, 443, 80, 443, 80, 443, 80, 1, 65535, 80])
         for literal in ('123:4567:89ab:cdef::', '::ABCD:EF01'):
             await self.fails(HttpConnectionError, request(b'GET', 'http://[%s]' % literal))
-        self.assertEqual(addresses[-2:], ['123:4567:89ab:cdef::', '::abcd:ef01'])
+        self.assertEqual(tried[-2:], [('123:4567:89ab:cdef::', 80), ('::abcd:ef01', 80)])
 
     async def test_names_of_headers_are_not_remembered_without_bound(self):
         request = self.pool()
@@ -3872,27 +3867,26 @@ asyncio.run(main(*sys.argv[1:]))
 
 class OwnMachineConnectTest(OwnMachineTest):
 
+    async def get(self, url, addresses):
+        """Fetch from the first of the addresses that AAAA records have."""
+        async def resolve(host, record_type, get_logger_adapter):
+            if record_type != TYPES.AAAA:
+                raise aiodnsresolver.DnsRecordDoesNotExist
+            return addresses
+        return await fetch(self.pool(
+            get_dns_resolver=lambda get_logger_adapter: (resolve, Names().clear_cache)),
+            b'GET', url)
+
     async def test_zone_that_a_resolver_returns_is_used(self):
         server = self.serve(OK, address='::', host='a.test')
         for addresses in (['fe80::1%lo'], ['fe80::1%1'], ['fe80::1%nope', 'fe80::1%lo'],
                           ['fe80::1', 'fe80::1%lo'], ['fe80::2%lo', 'fe80::1%lo']):
             with self.subTest(addresses):
-                resolver = self.resolver(addresses)
-                request = self.pool(get_dns_resolver=resolver, keep_alive_timeout=0)
-                self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+                self.assertEqual((await self.get(server.url, addresses))[2], b'ok')
 
     async def test_zone_that_is_none_of_this_machine_is_told(self):
-        request = self.pool(get_dns_resolver=self.resolver(['fe80::1%nope']))
-        await self.fails(HttpConnectionError, request(b'GET', 'http://a.test/'),
+        await self.fails(HttpConnectionError, self.get('http://a.test/', ['fe80::1%nope']),
                          'fe80::1%nope: ', OSError)
-
-    @staticmethod
-    def resolver(addresses):
-        async def resolve(host, record_type, get_logger_adapter):
-            if record_type != TYPES.AAAA:
-                raise aiodnsresolver.DnsRecordDoesNotExist
-            return addresses
-        return lambda get_logger_adapter: (resolve, Names().clear_cache)
 
     async def test_port_that_the_system_chose_may_be_the_one_that_nobody_listens_on(self):
         Path('/proc/sys/net/ipv4/ip_local_port_range').write_text('50000 50001')
@@ -3925,18 +3919,17 @@ class OwnMachineConnectTest(OwnMachineTest):
             names.add('%d.a.test' % number, 'A', '127.0.0.1')
         folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, folder)
-        file = os.path.join(folder, 'ca.pem')
+        file, nowhere = os.path.join(folder, 'ca.pem'), os.path.join(folder, 'nowhere')
         authority().cert_pem.write_to_path(file)
         subprocess.run(['openssl', 'rehash', folder], check=True)
-        nowhere = os.path.join(folder, 'nowhere')
         server = self.serve(OK, host='*.a.test')
         tls_server = self.serve(OK, host='*.a.test', tls=server_context('*.a.test'))
         for name, last, least, most, environment in (
                 ('sockets and name server', server, 100, 101, {}),
-                ('file of authorities', tls_server, 12, 28, {
-                    'SSL_CERT_FILE': file, 'SSL_CERT_DIR': nowhere}),
-                ('folder of authorities', tls_server, 12, 28, {
-                    'SSL_CERT_FILE': nowhere, 'SSL_CERT_DIR': folder})):
+                ('file of authorities', tls_server, 12, 28,
+                 {'SSL_CERT_FILE': file, 'SSL_CERT_DIR': nowhere}),
+                ('folder of authorities', tls_server, 12, 28,
+                 {'SSL_CERT_FILE': nowhere, 'SSL_CERT_DIR': folder})):
             with self.subTest(name):
                 self.assertEqual(await self.finished(
                     MANY_HOSTS_SCRIPT, server.url, last.url, str(least), str(most),
@@ -4025,16 +4018,16 @@ class SocketTest(TestCase):
         self.assertEqual(result[2], b'ok')
 
     async def test_errors_of_the_socket_are_errors_of_their_phase(self):
-        for kind, words, faults in (
-                (HttpConnectionError, 'before anything was sent',
-                 {'send': ConnectionResetError('reset')}),
-                (HttpDataError, 'head of the response', {'recv': OSError(errno.EIO, 'input')}),
-                (HttpDataError, 'system', {'recv': OSError(errno.ETIMEDOUT, 'system')})):
+        for kind, words, method, fault in (
+                (HttpConnectionError, 'before anything was sent', 'send',
+                 ConnectionResetError('reset')),
+                (HttpDataError, 'head of the response', 'recv', OSError(errno.EIO, 'input')),
+                (HttpDataError, 'system', 'recv', OSError(errno.ETIMEDOUT, 'system'))):
             with self.subTest(words):
-                exception = await self.fails(kind, self.through(
-                    **{name: [fault] for name, fault in faults.items()}), words, OSError)
+                exception = await self.fails(
+                    kind, self.through(**{method: [fault]}), words, OSError)
                 self.assertNotIn('socket_timeout', str(exception))
-                self.assertIs(type(exception.__cause__), type(*faults.values()))
+                self.assertIs(type(exception.__cause__), type(fault))
 
     async def test_failure_to_send_ends_the_wait_for_it(self):
         class Failing(socket.socket):
@@ -4086,8 +4079,7 @@ class SocketTest(TestCase):
             await is_reset.wait()
             yield b'b'
         code, _, response_body = await self.pool()(
-            b'POST', self.serve(script=script).url, headers=length(2),
-            body=body)
+            b'POST', self.serve(script=script).url, headers=length(2), body=body)
         self.assertEqual(code, b'413')
         await self.fails(HttpConnectionClosedError, buffered(response_body))
 
@@ -4155,26 +4147,25 @@ class SocketTimeoutTest(SteppedTest):
     async def test_slow_but_steady_tls_record_is_not_cut(self):
         async def send(peer, encrypted):
             await drip(peer, encrypted(response(bytes(9000))), parts=10)
-        url, start = self.by_hand(send), time.monotonic()
-        self.assertEqual((await fetch(self.pool(socket_timeout=0.3), b'GET', url))[2],
-                         bytes(9000))
+        start = time.monotonic()
+        result = await fetch(self.pool(socket_timeout=0.3), b'GET', self.by_hand(send))
+        self.assertEqual(result[2], bytes(9000))
         self.assertGreater(time.monotonic() - start, 0.45)
 
-    async def test_half_a_tls_record_times_out_as_a_data_error(self):
-        async def send(peer, encrypted):
+    async def test_slow_but_steady_handshake_and_half_a_tls_record_are_cut(self):
+        async def half_a_record(peer, encrypted):
             await drip(peer, encrypted(OK)[:-9], parts=3)
-        url, start = self.by_hand(send), time.monotonic()
-        await self.fails(HttpDataError, self.pool(socket_timeout=0.2)(b'GET', url),
-                         'head', asyncio.TimeoutError)
-        self.assertTrue(0.3 < time.monotonic() - start < 2)
 
-    async def test_slow_but_steady_handshake_is_cut(self):
-        async def script(peer):
+        async def handshake(peer):
             await tls_by_hand(peer, functools.partial(drip, parts=1000, seconds=0.02))
-        url, start = self.serve(script=script).url.replace('http', 'https'), time.monotonic()
-        await self.fails(HttpTlsError, self.pool(socket_timeout=0.2)(b'GET', url),
-                         'socket_timeout', asyncio.TimeoutError)
-        self.assertTrue(0.15 < time.monotonic() - start < 2)
+        for url, kind, words, least in (
+                (self.by_hand(half_a_record), HttpDataError, 'head', 0.3),
+                (self.serve(script=handshake).url.replace('http', 'https'), HttpTlsError,
+                 'socket_timeout', 0.15)):
+            start = time.monotonic()
+            await self.fails(kind, self.pool(socket_timeout=0.2)(b'GET', url), words,
+                             asyncio.TimeoutError)
+            self.assertTrue(least < time.monotonic() - start < 2)
 
     async def test_slow_tls_record_does_not_prolong_the_wait_for_a_100(self):
         async def send(peer, encrypted):
@@ -4344,19 +4335,14 @@ class TlsTest(TestCase):
                                          ssl.SSLCertVerificationError)
                         self.assertEqual(server.requests, [])
 
-    async def test_unknown_authority_is_a_tls_error(self):
-        server = self.serve(OK, tls=True)
-        request = self.pool(get_ssl_context=ssl.create_default_context)
-        await self.fails(HttpTlsError, request(b'GET', server.url), 'localhost',
-                         ssl.SSLCertVerificationError)
-
-    async def test_expired_certificate_is_a_tls_error(self):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    async def test_unknown_authority_and_expired_certificate_are_tls_errors(self):
+        expired = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority().issue_cert('localhost', not_after=datetime.datetime(
-            2020, 1, 1, tzinfo=datetime.timezone.utc)).configure_cert(context)
-        server = self.serve(OK, tls=context)
-        await self.fails(HttpTlsError, self.pool()(b'GET', server.url), 'expired',
-                         ssl.SSLCertVerificationError)
+            2020, 1, 1, tzinfo=datetime.timezone.utc)).configure_cert(expired)
+        for context, trust, words in ((server_context(), ssl.create_default_context, 'localhost'),
+                                      (expired, trusting, 'expired')):
+            await self.fails(HttpTlsError, self.pool(get_ssl_context=trust)(
+                b'GET', self.serve(OK, tls=context).url), words, ssl.SSLCertVerificationError)
 
     async def test_name_in_idna_is_in_sni_but_no_address(self):
         names, seen = Names().add('xn--bcher-kva.test', 'A', '127.0.0.1'), []
@@ -4392,26 +4378,17 @@ class TlsTest(TestCase):
             await self.fails(HttpTlsError, request(b'GET', url), 'localhost', OSError)
 
     async def test_context_is_made_at_the_first_https_request(self):
-        contexts = []
-
-        def get_ssl_context():
-            contexts.append(trusting())
-            return contexts[-1]
+        get_ssl_context = mock.Mock(side_effect=trusting)
         request = self.pool(get_ssl_context=get_ssl_context, keep_alive_timeout=0)
         plain, tls = self.serve(OK), self.serve(OK, tls=True)
-        await fetch(request, b'GET', plain.url)
-        self.assertEqual(contexts, [])
-        await fetch(request, b'GET', tls.url)
-        await fetch(request, b'GET', tls.url)
-        self.assertEqual(len(contexts), 1)
+        for url, number in ((plain.url, 0), (tls.url, 1), (tls.url, 1)):
+            await fetch(request, b'GET', url)
+            self.assertEqual(get_ssl_context.call_count, number)
 
     async def test_exception_of_get_ssl_context_is_a_tls_error(self):
-        def get_ssl_context():
-            raise ValueError('mine')
-        server = self.serve()
-        request = self.pool(get_ssl_context=get_ssl_context)
-        await self.fails(HttpTlsError, request(b'GET', server.url.replace('http', 'https')),
-                         'mine', ValueError)
+        request = self.pool(get_ssl_context=mock.Mock(side_effect=ValueError('mine')))
+        await self.fails(HttpTlsError, request(
+            b'GET', self.serve().url.replace('http', 'https')), 'mine', ValueError)
 
     async def test_cut_is_an_error_of_heads_and_bodies(self):
         """Only a close_notify ends a body that runs until close."""
@@ -4463,8 +4440,8 @@ class TlsTest(TestCase):
     async def test_large_bodies_go_both_ways_with_a_tiny_buffer(self):
         data = bytes(range(256)) * 300
         for version in TLS_VERSIONS:
-            tls = server_context('localhost', version=version)
-            server = self.serve(response(data), CHUNKED + chunked(data), tls=tls)
+            server = self.serve(response(data), CHUNKED + chunked(data),
+                                tls=server_context('localhost', version=version))
             request = self.pool(recv_bufsize=100)
             for _ in range(2):
                 _, _, body = await fetch(
@@ -4621,22 +4598,28 @@ class FairnessTest(TestCase):
     """
 
     SIZE = 8000000
-    TINY = CHUNK
 
-    async def tick(self):
+    @contextlib.asynccontextmanager
+    async def ticking(self):
+        """Count the turns of another task, and note how late the latest one is."""
+        async def tick():
+            while True:
+                start = time.thread_time()
+                await asyncio.sleep(0)
+                self.late = max(self.late, time.thread_time() - start)
+                self.ticks += 1
         self.late = self.ticks = 0
-        while True:
-            start = time.thread_time()
-            await asyncio.sleep(0)
-            self.late = max(self.late, time.thread_time() - start)
-            self.ticks += 1
+        task = self.spawn(tick())
+        await self.turns()
+        yield
+        await cancel(task)
 
     def prompt_context(self):
         context = trusting()
         context.sslsocket_class = prompt(ssl.SSLSocket)
         return context
 
-    async def transfer(self, answer, size=0, tls=False, body=empty_async_iterator, headers=(),
+    async def transfer(self, answer, size=0, body=empty_async_iterator, headers=(), tls=False,
                        recv_bufsize=65536):
         def converse(sock):
             data = sock.recv(262144)
@@ -4650,13 +4633,11 @@ class FairnessTest(TestCase):
             recv_bufsize=recv_bufsize, get_ssl_context=self.prompt_context,
             get_sock=sockets(prompt(socket.socket)))
         with in_thread(converse, tls) as url:
-            ticks = self.spawn(self.tick())
-            await self.turns()
-            _, _, chunks = await request(b'PUT', url, headers=headers, body=body)
-            async for _ in chunks:
-                pass
-            await self.turns()
-            ticks.cancel()
+            async with self.ticking():
+                _, _, chunks = await request(b'PUT', url, headers=headers, body=body)
+                async for _ in chunks:
+                    pass
+                await self.turns()
             await close()
 
     async def assert_fair(self, *args, **kwargs):
@@ -4668,38 +4649,34 @@ class FairnessTest(TestCase):
                 return
         self.fail('other tasks waited for %s seconds' % late)
 
-    async def test_no_task_is_late_during_a_download(self):
-        for tls in (False, True):
-            with self.subTest(tls=tls):
-                await self.assert_fair(response(bytes(self.SIZE)), tls=tls)
-                self.assertGreater(self.ticks, self.SIZE // 1000000)
-
-    async def test_no_task_is_late_during_an_upload(self):
+    async def test_no_task_is_late_during_a_download_and_an_upload(self):
         async def pieces():
             for _ in range(100):
                 yield bytes(self.SIZE // 100)
-        for tls in (False, True):
-            with self.subTest(tls=tls):
-                for body in (streamed(bytes(self.SIZE)), pieces):
-                    await self.assert_fair(OK, self.SIZE, tls, body, length(self.SIZE))
-                    self.assertGreater(self.ticks, self.SIZE // 1000000)
+        sent = length(self.SIZE)
+        for tls, transfer in itertools.product((False, True), (
+                (response(bytes(self.SIZE)),),
+                (OK, self.SIZE, streamed(bytes(self.SIZE)), sent), (OK, self.SIZE, pieces, sent))):
+            with self.subTest(tls=tls, upload=transfer[1:]):
+                await self.assert_fair(*transfer, tls=tls)
+                self.assertGreater(self.ticks, self.SIZE // 1000000)
 
     async def test_no_task_is_late_during_a_download_of_tiny_chunks(self):
         for bufsize, number in ((5000, 30000), (65536, 60000), (1048576, 200000)):
             with self.subTest(bufsize=bufsize):
                 await self.assert_fair(
-                    CHUNKED + number * self.TINY + b'0\r\n\r\n', recv_bufsize=bufsize)
+                    CHUNKED + number * CHUNK + LAST_CHUNK, recv_bufsize=bufsize)
 
     async def test_no_task_is_late_during_an_upload_of_tiny_chunks(self):
         async def one_by_one():
             for _ in range(6000):
                 for piece in (b'1\r\n', b'x', b'\r\n'):
                     yield piece
-            yield b'0\r\n\r\n'
-        at_once = streamed(60000 * self.TINY + b'0\r\n\r\n')
+            yield LAST_CHUNK
+        at_once = streamed(60000 * CHUNK + LAST_CHUNK)
         for body, size in ((one_by_one, 36005), (at_once, 360005)):
             with self.subTest(body=body):
-                await self.assert_fair(OK, size, body=body, headers=CODING)
+                await self.assert_fair(OK, size, body, CODING)
 
     async def test_other_tasks_get_their_turn_though_each_response_is_there_at_once(self):
         class PromptlyAnswered(socket.socket):
@@ -4713,10 +4690,9 @@ class FairnessTest(TestCase):
                 sock.sendall(OK)
         with in_thread(answer) as url:
             request, close = self.pool_and_close(get_sock=sockets(PromptlyAnswered))
-            ticks = self.spawn(self.tick())
-            for _ in range(50):
-                await fetch(request, b'GET', url)
-            ticks.cancel()
+            async with self.ticking():
+                for _ in range(50):
+                    await fetch(request, b'GET', url)
             await close()
         self.assertGreaterEqual(self.ticks, 45)
 
@@ -4727,10 +4703,9 @@ class FairnessTest(TestCase):
         sent, server = self.loop.create_future(), self.serve(answer)
         _, _, body = await self.pool(recv_bufsize=1000)(b'GET', server.url)
         await sent
-        self.spawn(self.tick())
-        await self.turns()
-        self.ticks = 0
-        await buffered(body)
+        async with self.ticking():
+            self.ticks = 0
+            await buffered(body)
         self.assertGreaterEqual(self.ticks, 2)
 
     async def test_other_tasks_get_their_turn_with_a_receive_buffer_of_8_megabytes(self):
@@ -4754,13 +4729,11 @@ class FairnessTest(TestCase):
         with in_thread(answer) as url:
             request, close = self.pool_and_close(recv_bufsize=2**23, get_sock=sockets(Whole))
             _, _, body = await request(b'GET', url)
-            ticks = self.spawn(self.tick())
-            await self.turns()
-            received = self.ticks = 0
-            async for chunk in body:
-                received += len(chunk)
-                self.assertGreaterEqual(self.ticks + 2, received // 2**20)
-            ticks.cancel()
+            async with self.ticking():
+                received = self.ticks = 0
+                async for chunk in body:
+                    received += len(chunk)
+                    self.assertGreaterEqual(self.ticks + 2, received // 2**20)
             await close()
         self.assertEqual(received, size)
 
@@ -4782,10 +4755,9 @@ class FairnessTest(TestCase):
         event = asyncio.Event()
         with in_thread(echo) as url:
             _, _, answer = await self.pool()(b'POST', url, headers=length(self.SIZE), body=body)
-            ticks = self.spawn(self.tick())
-            event.set()
-            self.assertEqual(len(await buffered(answer)), self.SIZE)
-            ticks.cancel()
+            async with self.ticking():
+                event.set()
+                self.assertEqual(len(await buffered(answer)), self.SIZE)
         self.assertGreaterEqual(self.ticks, self.SIZE // 2**20)
 
 
