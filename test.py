@@ -3528,6 +3528,7 @@ class ConnectTest(TestCase):
             mine = socket.socket()
             task = self.spawn(fetch(self.pool(get_sock=lambda: mine), b'GET',
                                     'http://127.0.0.1:%d/' % listener.getsockname()[1]))
+            await self.turns()  # Now it waits
             sock, address = await self.loop.sock_accept(listener)
             while address != mine.getsockname():  # The system asks again after a second
                 sock.close()
