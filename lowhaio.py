@@ -1076,13 +1076,14 @@ _Key = Tuple[str, str, int, bool]  # Host, IP address, port, TLS
 _TURN_BYTES = 851968
 _CALL_BYTES = 1024
 
-# Of one call to receive: in tiny chunks, more of them would take too long to decode in a turn
+# Of one call to receive: in tiny chunks, more of them would take too long to decode in a turn.
+# With TLS it is a record (RFC 8446 5.1), of which OpenSSL gives one at a time
 _RECEIVE_BYTES = 65536
+_TLS_RECORD_BYTES = 16384
 
 # Of one call to send, which with TLS and a fast peer doesn't end by itself. The first one of a
-# request is one TLS record (RFC 8446 5.1), as a call for several may send some and then raise
+# request is one TLS record, as a call for several may send some and then raise
 _SEND_BYTES = 131072
-_TLS_RECORD_BYTES = 16384
 
 # Of a request this large, the kernel may hold more than a slow peer takes before the deadline:
 # while it waits, its connection looks at that each eighth of the timeout
@@ -1117,7 +1118,8 @@ class _Waiter(asyncio.Future):  # type: ignore[type-arg]
     resume: Any  # What the task gives: its context and callback
 
     def add_done_callback(self, callback: Callable[..., Any], *, context: Any = None) -> None:
-        self.resume = context or contextvars.copy_context(), callback
+        # An empty context is false, but is the task's
+        self.resume = contextvars.copy_context() if context is None else context, callback
 
     def remove_done_callback(self, _: Callable[..., Any]) -> int:
         self.resume = None
@@ -1178,9 +1180,9 @@ class _Connection:
         self._sock = sock
         self.thread = threading.get_ident()
         self._pid = os.getpid()
-        self._bufsize = min(bufsize, _RECEIVE_BYTES)
-        # read and write are what recv and send of an SSLSocket call, after checks
         is_tls = isinstance(sock, ssl.SSLSocket)
+        self._bufsize = min(bufsize, _TLS_RECORD_BYTES if is_tls else _RECEIVE_BYTES)
+        # read and write are what recv and send of an SSLSocket call, after checks
         self._recv: Callable[[int], bytes] = getattr(sock, 'read' if is_tls else 'recv')
         self._send: Callable[[Any], int] = getattr(sock, 'write' if is_tls else 'send')
         self._is_tls = False  # From the end of the handshake on

@@ -4230,6 +4230,23 @@ class TlsTest(TestCase):
                                          ssl.SSLCertVerificationError)
                         self.assertEqual(server.requests, [])
 
+    async def test_full_records_are_read_without_asking_whether_there_is_more(self):
+        asked = []
+
+        class Poll:
+            def __init__(self):
+                self.object = real_poll()
+                self.register = self.object.register
+
+            def poll(self, *args):
+                asked.append(args)
+                return self.object.poll(*args)
+        real_poll = select.poll
+        server = self.serve(response(bytes(2**20)), tls=True)
+        with mock.patch.object(select, 'poll', Poll):
+            self.assertEqual(len((await fetch(self.pool(), b'GET', server.url))[2]), 2**20)
+        self.assertLess(len(asked), 2**20 // 16384 // 2)
+
     async def test_unknown_authority_and_expired_certificate_are_tls_errors(self):
         expired = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority().issue_cert('localhost', not_after=datetime.datetime(
@@ -4669,6 +4686,18 @@ class TurnTest(TestCase):
             task = self.loop.create_task(fetched())
             self.assertEqual(await task, (b'200', 'mine', True))
         self.assertIn(True, are_done)
+
+    async def test_context_of_a_task_is_its_own_after_it_even_if_it_was_empty(self):
+        server, request = self.serve(OK), self.pool()
+        variable = contextvars.ContextVar('of the test')
+
+        async def fetched():
+            await request(b'GET', server.url)
+            variable.set('mine')
+            await asyncio.sleep(0)
+            return variable.get('lost')
+        task = contextvars.Context().run(self.loop.create_task, fetched())
+        self.assertEqual(await task, 'mine')
 
 
 # ---- Request body ----

@@ -314,6 +314,8 @@ class Bench:
                         points.append((number, method(peer, number)))
                     except Failed as failure:
                         self.failed('%s, %d' % (name, number), peer, failure)
+                if peer in self.counting:
+                    self.counting.pop(peer).end()  # And its connections
         return results
 
     def of_others(self, scenario, target, **more):
