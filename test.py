@@ -412,6 +412,25 @@ class TestCase(unittest.TestCase):
             return exception
         return self.fail('%s was not raised, but returned: %r' % (kind.__name__, result))
 
+    def assert_says(self, exception, *words):
+        """Its message has all the words, is a line of ASCII that isn't long, and has no secret."""
+        for some in words:
+            self.assertIn(some, str(exception))
+        self.assertRegex(str(exception), r'\A[ -~]{10,300}\Z')
+        self.assertNotIn('sesame', repr((exception, exception.__cause__)))
+
+
+def brief(row):
+    """What a subtest for a row of a table is called."""
+    return repr(row)[:500]
+
+
+def of_each(rows):
+    """The test of a table, each row of which a class knows how to check."""
+    async def test(self):
+        await self.each(rows)
+    return test
+
 
 async def fetch(request, *args, **kwargs):
     code, headers, body = await request(*args, **kwargs)
@@ -431,17 +450,11 @@ def chunked(*chunks):
 CHUNKED = b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n'
 
 
-def closing(data):
+def closing(data, end=None):
+    """An answer after which the connection ends: is closed, or what a method of Peer does."""
     async def answer(peer):
         await peer.send(data)
-        peer.close()
-    return answer
-
-
-def resetting(data):
-    async def answer(peer):
-        await peer.send(data)
-        peer.reset()
+        (end or Peer.close)(peer)
     return answer
 
 
@@ -763,8 +776,7 @@ class NameServer:
     def _lead(self, case, address):
         NAME_SERVER_PORTS[address] = self.sock.getsockname()[1]
         patches = contextlib.ExitStack()
-        patches.enter_context(mock.patch.object(
-            aiodnsresolver, 'socket', RedirectedSocket))
+        patches.enter_context(mock.patch.object(aiodnsresolver, 'socket', RedirectedSocket))
         patches.enter_context(etc(resolv_conf=b''.join(
             b'nameserver %b\n' % address.encode() for address in NAME_SERVER_PORTS)))
         patches.callback(NAME_SERVER_PORTS.clear)
@@ -882,13 +894,18 @@ class LoggingTest(TestCase):
             return get_logger_adapter
         return get_resolver_logger_adapter
 
-    async def test_messages_of_a_request_start_with_its_method_and_url(self):
-        server = self.serve(OK)
+    async def test_steps_of_a_request_are_logged_in_their_order_after_its_method_and_url(self):
+        url = self.serve(OK).url + '/%25s/%d?100%'
+        request, close = self.pool_and_close()
         with LogRecords('lowhaio') as log:
-            await fetch(self.pool(), b'GET', server.url + '/%25s/%d?100%')
-        prefix = '[http:GET,%s/%%25s/%%d?100%%] ' % server.url
-        self.assertTrue(log.messages())
-        self.assertEqual([m for m in log.messages() if not m.startswith(prefix)], [])
+            await fetch(request, b'GET', url)
+            await fetch(request, b'GET', url)
+            await close()
+        step = ['Using connection', 'Received head', 'Keeping connection']
+        self.assertEqual(
+            [message.partition(': ')[0] for message in log.messages()],
+            ['[http:GET,%s] %s' % (url, text) for text in ('Connecting', *step, *step)]
+            + ['[http] Closing pool'])
         self.assertEqual({record.levelno for record in log.records}, {logging.DEBUG})
 
     async def test_messages_outside_of_a_request_start_with_http(self):
@@ -897,8 +914,7 @@ class LoggingTest(TestCase):
         with LogRecords('lowhaio') as log:
             await close(get_logger_adapter=self.adapter(extras))
         self.assertEqual(extras, [{}])
-        self.assertTrue(all(message.startswith('[http] ') for message in log.messages()))
-        self.assertTrue(log.messages())
+        self.assertEqual([message[:7] for message in log.messages()], ['[http] '])
 
     async def test_url_is_logged_as_it_is_with_arguments_and_without(self):
         logger = logging.getLogger('lowhaio')
@@ -922,7 +938,7 @@ class LoggingTest(TestCase):
             del log.records[:5]
 
     async def test_header_values_and_bodies_are_never_logged(self):
-        server = self.serve(response(b'sesame', b'x-b: sesame'), resetting(b'sesame'))
+        server = self.serve(response(b'sesame', b'x-b: sesame'), closing(b'sesame', Peer.reset))
         request = self.pool(get_dns_resolver=DEFAULT_RESOLVER)
         fields = ((b'x-a', b'sesame'), (b'content-length', b'6'))
         with LogRecords('lowhaio') as log, LogRecords('aiodnsresolver') as dns:
@@ -937,49 +953,24 @@ class LoggingTest(TestCase):
         request = self.pool(get_dns_resolver=DEFAULT_RESOLVER)
         with LogRecords('aiodnsresolver', logging.INFO) as log:
             await fetch(request, b'GET', server.url)
-        self.assertTrue(log.messages())
-        for message in log.messages():
-            self.assertTrue(message.startswith('[http:GET,%s] [dns:localhost,A] ' % server.url),
-                            message)
+        prefix = '[http:GET,%s] [dns:localhost,A] ' % server.url
+        self.assertEqual({message[:len(prefix)] for message in log.messages()}, {prefix})
 
-    async def test_adapters_given_to_pool_get_the_extra(self):
+    async def test_adapters_given_to_a_pool_or_instead_to_a_request_get_the_extra(self):
         server = self.serve(OK)
         NameServer(self)
-        extras, dns_extras = [], []
-        request = self.pool(
-            get_dns_resolver=DEFAULT_RESOLVER,
-            get_logger_adapter=self.adapter(extras),
-            get_resolver_logger_adapter=self.resolver_adapter(dns_extras))
-        await fetch(request, b'GET', server.url)
         extra = {'lowhaio_method': 'GET', 'lowhaio_url': server.url}
-        self.assertIn(extra, extras)
-        self.assertIn((extra, {'aiodnsresolver_fqdn': 'localhost', 'aiodnsresolver_qtype': 1}),
-                      dns_extras)
-
-    async def test_adapters_given_to_request_are_used_instead(self):
-        server = self.serve(OK)
-        pools, requests, dns = [], [], []
-        NameServer(self)
-        request = self.pool(get_logger_adapter=self.adapter(pools),
-                            get_dns_resolver=DEFAULT_RESOLVER)
-        await fetch(request, b'GET', server.url, get_logger_adapter=self.adapter(requests),
-                    get_resolver_logger_adapter=self.resolver_adapter(dns))
-        extra = {'lowhaio_method': 'GET', 'lowhaio_url': server.url}
-        self.assertEqual((pools, requests), ([], [extra]))
-        self.assertEqual(dns[-1][0], extra)
-
-    async def test_steps_of_a_request_are_logged_in_their_order(self):
-        server = self.serve(OK)
-        request, close = self.pool_and_close()
-        with LogRecords('lowhaio') as log:
-            await fetch(request, b'GET', server.url)
-            await fetch(request, b'GET', server.url)
-            await close()
-        prefix = '[http:GET,%s] ' % server.url
-        step = ['Using connection', 'Received head', 'Keeping connection']
-        self.assertEqual(
-            [message.replace(prefix, '').partition(': ')[0] for message in log.messages()],
-            ['Connecting', *step, *step, '[http] Closing pool'])
+        for is_for_request in (False, True):
+            with self.subTest(is_for_request=is_for_request):
+                extras, unused, dns_extras = [], [], []
+                adapters = {'get_logger_adapter': self.adapter(extras),
+                            'get_resolver_logger_adapter': self.resolver_adapter(dns_extras)}
+                request = self.pool(get_dns_resolver=DEFAULT_RESOLVER, **(
+                    {'get_logger_adapter': self.adapter(unused)} if is_for_request else adapters))
+                await fetch(request, b'GET', server.url, **(adapters if is_for_request else {}))
+                self.assertEqual((extras, unused), ([extra], []))
+                self.assertIn((extra, {'aiodnsresolver_fqdn': 'localhost',
+                                       'aiodnsresolver_qtype': 1}), dns_extras)
 
 
 # ---- Helpers ----
@@ -987,10 +978,7 @@ class LoggingTest(TestCase):
 
 class HelpersTest(TestCase):
 
-    async def test_streamed_and_buffered_give_back_the_same_bytes(self):
-        self.assertEqual(await buffered(streamed(b'abc')()), b'abc')
-
-    async def test_streamed_can_be_called_again(self):
+    async def test_streamed_and_buffered_give_back_the_same_bytes_again_and_again(self):
         body = streamed(b'abc')
         self.assertEqual([await buffered(body()), await buffered(body())], [b'abc', b'abc'])
 
@@ -1000,23 +988,24 @@ class HelpersTest(TestCase):
 
 class TimeoutTest(TestCase):
 
+    async def wait(self, seconds):
+        with timeout(self.loop, seconds):
+            await asyncio.Event().wait()
+
     def cancelling(self):
         return getattr(asyncio.current_task(), 'cancelling', int)()
 
     async def test_timeout_raises_timeout_error_after_its_seconds(self):
         start = time.monotonic()
-        with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.05):
-            await asyncio.Event().wait()
+        with self.assertRaises(asyncio.TimeoutError):
+            await self.wait(0.05)
         self.assertGreater(time.monotonic() - start, 0.04)
         self.assertEqual(self.cancelling(), 0)
 
     def test_timeout_outside_of_a_task_is_refused(self):
-        loop = asyncio.new_event_loop()
-        try:
-            with self.assertRaisesRegex(RuntimeError, 'in a task'), timeout(loop, 1):
-                pass
-        finally:
-            loop.close()
+        with contextlib.closing(asyncio.new_event_loop()) as loop, \
+                self.assertRaisesRegex(RuntimeError, 'in a task'), timeout(loop, 1):
+            pass
 
     async def test_block_that_ends_or_raises_in_time_leaves_no_timer(self):
         with timeout(self.loop, 10):
@@ -1036,19 +1025,14 @@ class TimeoutTest(TestCase):
         self.assertGreater(time.monotonic() - start, 0.28)
 
     async def test_cancellation_from_outside_stays_a_cancellation(self):
-        async def waits():
-            with timeout(self.loop, 10):
-                await asyncio.Event().wait()
-        task = self.spawn(waits())
+        task = self.spawn(self.wait(10))
         await self.turns()
-        task.cancel()
-        with self.assertRaises(asyncio.CancelledError):
-            await task
+        await cancel(task)
 
     async def test_nested_timeouts_expire_on_their_own(self):
         with timeout(self.loop, 10):
-            with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.02):
-                await asyncio.Event().wait()
+            with self.assertRaises(asyncio.TimeoutError):
+                await self.wait(0.02)
             await asyncio.sleep(0)
         self.assertEqual(self.cancelling(), 0)
 
@@ -1056,8 +1040,7 @@ class TimeoutTest(TestCase):
         inner = []
         with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.02):
             try:
-                with timeout(self.loop, 10):
-                    await asyncio.Event().wait()
+                await self.wait(10)
             except BaseException as exception:
                 inner.append(type(exception))
                 raise
@@ -1067,15 +1050,14 @@ class TimeoutTest(TestCase):
     async def test_asyncio_timeout_around_it_is_not_disturbed(self):
         with self.assertRaises(TimeoutError):
             async with asyncio.timeout(0.02) as outer:
-                with timeout(self.loop, 10):
-                    await asyncio.Event().wait()
+                await self.wait(10)
         self.assertTrue(outer.expired())
 
     @since_python_3_11
     async def test_task_group_works_on_after_a_timeout_within(self):
         async def times_out():
-            with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.02):
-                await asyncio.Event().wait()
+            with self.assertRaises(asyncio.TimeoutError):
+                await self.wait(0.02)
             return self.cancelling()
         async with asyncio.TaskGroup() as group:
             task = group.create_task(times_out())
@@ -1083,10 +1065,7 @@ class TimeoutTest(TestCase):
 
     @since_python_3_11
     async def test_outside_cancellation_in_the_same_turn_is_not_lost(self):
-        async def waits():
-            with timeout(self.loop, 0.02):
-                await asyncio.Event().wait()
-        task = self.spawn(waits())
+        task = self.spawn(self.wait(0.02))
         await self.turns()
         self.loop.call_at(self.loop.time() + 0.02, task.cancel)
         time.sleep(0.05)  # Both are due at once
@@ -1095,8 +1074,7 @@ class TimeoutTest(TestCase):
         self.assertEqual(task.cancelling(), 1)
 
     async def test_request_within_a_timeout_is_ended_by_it(self):
-        server = self.serve()
-        request = self.pool()
+        server, request = self.serve(), self.pool()
         with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.1):
             await request(b'GET', server.url)
         peer = await server.accept()
@@ -1138,7 +1116,6 @@ def content_length(number):
 class SentRow(typing.NamedTuple):
     """A request, and the bytes that must arrive, where {} in its URL is the port of the server."""
 
-    name: str
     wire: bytes
     url: str = 'http://localhost:{}/'
     method: bytes = b'GET'
@@ -1150,341 +1127,194 @@ class SentRow(typing.NamedTuple):
     address: str = '127.0.0.1'  # Of the server
 
 
-def sent_target(name, tail, target, **kwargs):
-    return SentRow(name, b'GET %b HTTP/1.1\r\nhost: localhost\r\n\r\n' % target,
-                   'http://localhost:{}' + tail, **kwargs)
+def sent_target(tail, target, params=()):
+    return SentRow(b'GET %b HTTP/1.1\r\nhost: localhost\r\n\r\n' % target,
+                   'http://localhost:{}' + tail, params=params)
 
 
-def sent_params(name, params, query, tail='/', before=b'/?'):
-    return sent_target('params: ' + name, tail, before + query, params=params)
+def sent_host(host, field, is_name=True, **kwargs):
+    """What is in the host field is resolved if it is a name, without a dot at its end."""
+    return SentRow(b'GET / HTTP/1.1\r\nhost: %b\r\n\r\n' % field, 'http://%s:{}/' % host,
+                   resolved=field.decode().rstrip('.') if is_name else None, **kwargs)
 
 
-def sent_host(name, host, field, resolved='', **kwargs):
-    """The host field, and the name that is resolved if it is another; None if none is."""
-    return SentRow(name, b'GET / HTTP/1.1\r\nhost: %b\r\n\r\n' % field, 'http://%s:{}/' % host,
-                   resolved=field.decode() if resolved == '' else resolved, **kwargs)
+def field_lines(headers):
+    return b''.join(b'%b: %b\r\n' % tuple(header) for header in headers)
 
 
-def sent_fields(name, lines, *headers, **kwargs):
-    return SentRow('fields: ' + name, b'GET / HTTP/1.1\r\n%b\r\n' % lines, headers=headers,
-                   **kwargs)
+def sent_fields(*headers, version=b'HTTP/1.1'):
+    """The headers as they are given, after a host unless one is among them."""
+    return sent_body(headers=headers, method=b'GET', version=version)
 
 
-def sent_method(name, method):
-    return SentRow(name, b'%b / HTTP/1.1\r\nhost: localhost\r\n\r\n' % method, method=method)
+def sent_body(*chunks, headers=None, method=b'PUT', version=b'HTTP/1.1'):
+    """The bytes of the chunks, after the headers, which are their length unless given."""
+    body = b''.join(map(bytes, chunks))
+    headers = content_length(len(body)) if headers is None else headers
+    host = b'' if b'host' in {name.lower() for name, _ in headers} else b'host: localhost\r\n'
+    return SentRow(b'%b / %b\r\n%b%b\r\n%b' % (method, version, host, field_lines(headers), body),
+                   method=method, headers=headers, chunks=chunks, version=version)
 
 
-def sent_body(name, headers, chunks, body, **kwargs):
-    lines = b''.join(b'%b: %b\r\n' % header for header in headers)
-    return SentRow(name, b'PUT / HTTP/1.1\r\nhost: localhost\r\n%b\r\n%b' % (lines, body),
-                   method=b'PUT', headers=headers, chunks=chunks, **kwargs)
+def sent_chunks(*chunks):
+    return sent_body(*chunks, headers=IN_CHUNKS)
 
 
-def sent_chunks(name, body, chunks=None):
-    return sent_body(name, IN_CHUNKS, by_bytes(body) if chunks is None else chunks, body)
-
+ESCAPED_CONTROLS = b''.join(b'%%%02X' % byte for byte in CONTROLS)
 
 TARGETS = (
-    SentRow('request of a method and a URL', GET),
-    sent_target('no path', '', b'/'),
-    sent_target('no path, but a query', '?a', b'/?a'),
-    sent_target('no path, but a fragment', '#f', b'/'),
-    sent_target('no path, but a query of a slash', '?/a', b'/?/a'),
-    sent_target('fragment', '/a#f', b'/a'),
-    sent_target('fragment with a question mark', '/a#f?b', b'/a'),
-    sent_target('fragment with another', '/a#f#g', b'/a'),
-    sent_target('fragment with a line separator', '/a#\u2028b', b'/a'),
-    sent_target('query and fragment', '/a?b#c', b'/a?b'),
-    sent_target('empty query', '/?', b'/?'),
-    sent_target('empty query and fragment', '/a?#', b'/a?'),
-    sent_target('query with colons and at signs', '/?a:b@c', b'/?a:b@c'),
-    sent_target('query with question marks and slashes', '/?/??', b'/?/??'),
-    sent_target('query of several parts', '/?a=b&c;d=&=&', b'/?a=b&c;d=&=&'),
-    sent_target('two slashes first', '//a', b'//a'),
-    sent_target('empty segments', '/a//b/', b'/a//b/'),
-    sent_target('dot segments', '/a/../b/./..', b'/a/../b/./..'),
-    sent_target('escaped dot segments', '/%2e%2E/', b'/%2e%2E/'),
-    sent_target('colon and at sign', '/a:b@c', b'/a:b@c'),
-    sent_target('URL as the path', '/http://u:p@a.test:1/?b', b'/http://u:p@a.test:1/?b'),
-    sent_target('unreserved characters', '/aZ09-._~?aZ09-._~', b'/aZ09-._~?aZ09-._~'),
-    sent_target('sub-delims', "/!$&'()*,;=?!$&'()*,;=+", b"/!$&'()*,;=?!$&'()*,;=+"),
-    sent_target('plus in the path', '/a+b', b'/a%2Bb'),
-    sent_target('plus in the query', '/?a+b', b'/?a+b'),
-    sent_target('escaped plus', '/%2b?%2B', b'/%2b?%2B'),
-    sent_target('escapes in both cases', '/%41%2f%2F%c3?%3d%3D', b'/%41%2f%2F%c3?%3d%3D'),
-    sent_target('escaped controls', '/%0d%0A%00?%0D%0a%00', b'/%0d%0A%00?%0D%0a%00'),
-    sent_target('escape of a percent sign', '/%25?%2541', b'/%25?%2541'),
-    sent_target('bare percent sign', '/%?%', b'/%25?%25'),
-    sent_target('bare percent sign before an escape', '/%%41?%%41', b'/%25%41?%25%41'),
-    sent_target('escape of one digit', '/a%2?a%2', b'/a%252?a%252'),
-    sent_target('escape of no hex digits', '/%zz%4g?%zz%4g', b'/%25zz%254g?%25zz%254g'),
-    sent_target('escape with Arabic digits', '/%\u0664\u0661', b'/%25%D9%A4%D9%A1'),
-    sent_target('%u escape', '/%u0041?%u0041', b'/%25u0041?%25u0041'),
-    sent_target('spaces', '/a b?c d', b'/a%20b?c%20d'),
-    sent_target('spaces at the end', '/a ', b'/a%20'),
-    sent_target('ASCII that is not allowed', '/"<>\\^`{|}[]?"<>\\^`{|}[]',
-                b'/%22%3C%3E%5C%5E%60%7B%7C%7D%5B%5D?%22%3C%3E%5C%5E%60%7B%7C%7D%5B%5D'),
-    sent_target('braces', '/%7b{{}}', b'/%7b%7B%7B%7D%7D'),
-    sent_target('Latin letter', '/\u00fc?\u00fc=\u00df', b'/%C3%BC?%C3%BC=%C3%9F'),
-    sent_target('letter and combining accent', '/u\u0308', b'/u%CC%88'),
-    sent_target('character of three bytes', '/\u20ac?\u20ac', b'/%E2%82%AC?%E2%82%AC'),
-    sent_target('character beyond the BMP', '/\U0001f600?\U0001f600',
-                b'/%F0%9F%98%80?%F0%9F%98%80'),
-    sent_target('characters whose low byte is CR and LF', '/\u010d\u010a?\u560d\u560a',
-                b'/%C4%8D%C4%8A?%E5%98%8D%E5%98%8A'),
-    sent_target('C1 controls', '/\x80\x85\x9f', b'/%C2%80%C2%85%C2%9F'),
-    sent_target('line separators', '/\u2028?\u2029', b'/%E2%80%A8?%E2%80%A9'),
-    sent_target('no-break space and byte order mark', '/\xa0\ufeff', b'/%C2%A0%EF%BB%BF'),
-    sent_target('full-width slash and question mark', '/\uff0f\uff1f', b'/%EF%BC%8F%EF%BC%9F'),
-    sent_target('backslashes', '/a\\..\\b', b'/a%5C..%5Cb'),
-    sent_target('long path', '/' + 'ab/' * 20000, b'/' + b'ab/' * 20000),
-    SentRow('scheme in upper case', GET, 'HTTP://localhost:{}/'),
-    SentRow('scheme in mixed case', GET, 'hTtP://localhost:{}/'),
+    *(SentRow(GET, scheme + '://localhost:{}/') for scheme in ('HTTP', 'hTtP')),
+    *(sent_target(tail, tail.encode()) for tail in (  # Sent as it is
+        '/?', '/?a:b@c', '/?/??', '/?a=b&c;d=&=&', '//a', '/a//b/', '/a/../b/./..', '/%2e%2E/',
+        '/a:b@c', '/http://u:p@a.test:1/?b', '/aZ09-._~?aZ09-._~', "/!$&'()*,;=?!$&'()*,;=+",
+        '/?a+b', '/%2b?%2B', '/%41%2f%2F%c3?%3d%3D', '/%0d%0A%00?%0D%0a%00', '/%25?%2541',
+        '/' + 'ab/' * 20000)),
+    *(sent_target(tail, target) for tail, target in (  # No path; fragments
+        ('', b'/'), ('?a', b'/?a'), ('#f', b'/'), ('?/a', b'/?/a'), ('/a#f', b'/a'),
+        ('/a#f?b', b'/a'), ('/a#f#g', b'/a'), ('/a#\u2028b', b'/a'), ('/a?b#c', b'/a?b'),
+        ('/a?#', b'/a?'))),
+    *(sent_target(tail, target) for tail, target in (  # What is no escape; blanks; other ASCII
+        ('/a+b', b'/a%2Bb'), ('/%?%', b'/%25?%25'), ('/%%41?%%41', b'/%25%41?%25%41'),
+        ('/a%2?a%2', b'/a%252?a%252'), ('/%zz%4g?%zz%4g', b'/%25zz%254g?%25zz%254g'),
+        ('/%\u0664\u0661', b'/%25%D9%A4%D9%A1'), ('/%u0041?%u0041', b'/%25u0041?%25u0041'),
+        ('/a b?c d', b'/a%20b?c%20d'), ('/a ', b'/a%20'), ('/a\\..\\b', b'/a%5C..%5Cb'),
+        ('/%7b{{}}', b'/%7b%7B%7B%7D%7D'), ('/"<>\\^`{|}[]?"<>\\^`{|}[]',
+         b'/%22%3C%3E%5C%5E%60%7B%7C%7D%5B%5D?%22%3C%3E%5C%5E%60%7B%7C%7D%5B%5D'))),
+    *(sent_target(tail, target) for tail, target in (  # UTF-8 of two bytes, three and four
+        ('/\u00fc?\u00fc=\u00df', b'/%C3%BC?%C3%BC=%C3%9F'), ('/u\u0308', b'/u%CC%88'),
+        ('/\u20ac?\u20ac', b'/%E2%82%AC?%E2%82%AC'),
+        ('/\U0001f600?\U0001f600', b'/%F0%9F%98%80?%F0%9F%98%80'))),
+    *(sent_target(tail, target) for tail, target in (
+        # What may be taken for CR, LF, a blank, a slash or a question mark
+        ('/\u010d\u010a?\u560d\u560a', b'/%C4%8D%C4%8A?%E5%98%8D%E5%98%8A'),
+        ('/\x80\x85\x9f', b'/%C2%80%C2%85%C2%9F'), ('/\u2028?\u2029', b'/%E2%80%A8?%E2%80%A9'),
+        ('/\xa0\ufeff', b'/%C2%A0%EF%BB%BF'), ('/\uff0f\uff1f', b'/%EF%BC%8F%EF%BC%9F'))),
 )
 
 PARAMS = (
-    sent_params('one parameter', (('a', 'b'),), b'a=b'),
-    sent_params('list of pairs', [('a', 'b'), ('c', 'd')], b'a=b&c=d'),
-    sent_params('pairs that are lists', (['a', 'b'],), b'a=b'),
-    sent_params('dict', {'a': 'b', 'c': ['d', 'e']}, b'a=b&c=d&c=e'),
-    sent_params('view of a dict', {'a': 'b'}.items(), b'a=b'),
-    sent_params('same name twice', (('a', 'b'), ('a', 'c')), b'a=b&a=c'),
-    sent_params('value that is a list', (('a', ['1', 2]), ('b', ('3',))), b'a=1&a=2&b=3'),
-    sent_params('value that is an empty list', (('a', ()), ('b', 'c')), b'b=c'),
-    sent_params('value of bytes', (('a', b'\xff/b'),), b'a=%FF%2Fb'),
-    sent_params('name of bytes', ((b'\xff', 'b'),), b'%FF=b'),
-    sent_params('list of bytes', (('a', [b'\xff', b'b']),), b'a=%FF&a=b'),
-    sent_params('numbers', (('a', 1), (2, -3.5)), b'a=1&2=-3.5'),
-    sent_params('empty name and value', (('', ''),), b'='),
-    sent_params('empty value', (('a', ''),), b'a='),
-    sent_params('spaces', (('a b', ' c '),), b'a%20b=%20c%20'),
-    sent_params('unreserved characters', (('aZ09-._~', 'aZ09-._~'),), b'aZ09-._~=aZ09-._~'),
-    sent_params('everything else of ASCII', (('a', '!"#$%&\'()*+,/:;<=>?@[\\]^`{|}'),),
-                b'a=%21%22%23%24%25%26%27%28%29%2A%2B%2C%2F%3A%3B%3C%3D%3E%3F%40%5B%5C%5D%5E%60'
-                b'%7B%7C%7D'),
-    sent_params('delimiters in a name', (('a&b=c?d#e/f', ''),), b'a%26b%3Dc%3Fd%23e%2Ff='),
-    sent_params('escape', (('a', '%41'),), b'a=%2541'),
-    sent_params('non-ASCII', (('\u00fc', '\U0001f600'),), b'%C3%BC=%F0%9F%98%80'),
-    sent_params('CVE-2026-1527: controls in a value', (('a', CONTROLS),),
-                b'a=' + b''.join(b'%%%02X' % byte for byte in CONTROLS)),
-    sent_params('CVE-2026-1527: controls in a name', ((CONTROLS.decode(), 'b'),),
-                b''.join(b'%%%02X' % byte for byte in CONTROLS) + b'=b'),
-    sent_params('added to a query', (('a', 'b'),), b'&a=b', '/?x=y', b'/?x=y'),
-    sent_params('added to an empty query', (('a', 'b'),), b'a=b', '/?'),
-    sent_params('added to a query that ends in &', (('a', 'b'),), b'a=b', '/?x&', b'/?x&'),
-    sent_params('added to a query that ends in ?', (('a', 'b'),), b'a=b', '/?x?', b'/?x?'),
-    sent_params('added to a query that is encoded', (('a', ' '),), b'&a=%20', '/?%20+ ',
-                b'/?%20+%20'),
-    sent_params('added before the fragment', (('a', 'b'),), b'a=b', '/#f?g'),
-    sent_params('added to a query before the fragment', (('a', 'b'),), b'&a=b', '/?x#f', b'/?x'),
-    sent_params('added to no path', (('a', 'b'),), b'a=b', ''),
-    sent_params('added to a path with an escaped ?', (('a', 'b'),), b'?a=b', '/%3F', b'/%3F'),
-    sent_params('none', (), b'', '/', b'/'),
-    sent_params('none and a query', (), b'', '/?x', b'/?x'),
-    sent_params('none and an empty query', {}, b'', '/?', b'/?'),
-    sent_params('none but empty lists', (('a', ()),), b'', '/?x', b'/?x'),
-    sent_params('none but empty lists, and no query', (('a', []),), b'', '/', b'/'),
+    *(sent_target('/', b'/?' + query, params) for params, query in (  # Of all types
+        ((('a', 'b'),), b'a=b'), ([('a', 'b'), ('c', 'd')], b'a=b&c=d'), ((['a', 'b'],), b'a=b'),
+        ({'a': 'b', 'c': ['d', 'e']}, b'a=b&c=d&c=e'), ({'a': 'b'}.items(), b'a=b'),
+        ((('a', 'b'), ('a', 'c')), b'a=b&a=c'), ((('a', ['1', 2]), ('b', ('3',))), b'a=1&a=2&b=3'),
+        ((('a', ()), ('b', 'c')), b'b=c'), ((('a', b'\xff/b'),), b'a=%FF%2Fb'),
+        (((b'\xff', 'b'),), b'%FF=b'), ((('a', [b'\xff', b'b']),), b'a=%FF&a=b'),
+        ((('a', 1), (2, -3.5)), b'a=1&2=-3.5'), ((('', ''),), b'='), ((('a', ''),), b'a='))),
+    *(sent_target('/', b'/?' + query, (pair,)) for pair, query in (  # And how they are encoded
+        (('a b', ' c '), b'a%20b=%20c%20'), (('aZ09-._~', 'aZ09-._~'), b'aZ09-._~=aZ09-._~'),
+        (('a', '!"#$%&\'()*+,/:;<=>?@[\\]^`{|}'), b'a=%21%22%23%24%25%26%27%28%29%2A%2B%2C%2F%3A'
+         b'%3B%3C%3D%3E%3F%40%5B%5C%5D%5E%60%7B%7C%7D'),
+        (('a&b=c?d#e/f', ''), b'a%26b%3Dc%3Fd%23e%2Ff='), (('a', '%41'), b'a=%2541'),
+        (('\u00fc', '\U0001f600'), b'%C3%BC=%F0%9F%98%80'),
+        (('a', CONTROLS), b'a=' + ESCAPED_CONTROLS),  # CVE-2026-1527
+        ((CONTROLS.decode(), 'b'), ESCAPED_CONTROLS + b'=b'))),
+    *(sent_target(tail, target, (('a', 'b'),)) for tail, target in (  # After what is there
+        ('/?x=y', b'/?x=y&a=b'), ('/?', b'/?a=b'), ('/?x&', b'/?x&a=b'), ('/?x?', b'/?x?a=b'),
+        ('/#f?g', b'/?a=b'), ('/?x#f', b'/?x&a=b'), ('', b'/?a=b'), ('/%3F', b'/%3F?a=b'))),
+    sent_target('/?%20+ ', b'/?%20+%20&a=%20', (('a', ' '),)),
+    *(sent_target(tail, tail.encode(), params) for tail, params in (  # None
+        ('/', ()), ('/?x', ()), ('/?', {}), ('/?x', (('a', ()),)), ('/', (('a', []),)))),
 )
 
 LABEL = 'a' * 63
 NAME = '.'.join((LABEL, LABEL, LABEL, 'a' * 61))
 HOSTS = (
-    sent_host('host in upper case', 'LOCALHOST', b'localhost'),
-    sent_host('host in mixed case', 'A.Test', b'a.test'),
-    sent_host('host with a trailing dot', 'a.test.', b'a.test.', 'a.test'),
-    sent_host('host with digits', '3com.4test', b'3com.4test'),
-    sent_host('host whose first label is a number', '127.test', b'127.test'),
-    sent_host('labels with every digit', 'a0123456789.b0123456789', b'a0123456789.b0123456789'),
-    sent_host('host with underscores', '_a_._b_', b'_a_._b_'),
-    sent_host('host with hyphens', '-a-.b--c', b'-a-.b--c'),
-    sent_host('host of one letter', 'a', b'a'),
-    sent_host('label of 63 bytes', LABEL, LABEL.encode()),
-    sent_host('host of 253 bytes', NAME, NAME.encode()),
-    sent_host('host of 253 bytes and a trailing dot', NAME + '.', NAME.encode() + b'.', NAME),
-    sent_host('IDNA host', 'b\u00fccher.test', b'xn--bcher-kva.test'),
-    sent_host('IDNA host in upper case', 'B\u00dcCHER.TEST', b'xn--bcher-kva.test'),
-    sent_host('IDNA host with a combining accent', 'bu\u0308cher.test', b'xn--bcher-kva.test'),
-    sent_host('IDNA host, encoded, in upper case', 'XN--BCHER-KVA.test', b'xn--bcher-kva.test'),
-    sent_host('IDNA host with an ASCII label in upper case', '\u00fc.TEST', b'xn--tda.test'),
-    sent_host('IDNA host with a trailing dot', '\u00fc.test.', b'xn--tda.test.', 'xn--tda.test'),
-    sent_host('IDNA host with sharp s, encoded', 'xn--strae-oqa.test', b'xn--strae-oqa.test'),
-    sent_host('IDNA host with a sigma in upper case at the end', '\u0391\u03a3.test',
-              b'xn--mxa0b.test'),
-    *(sent_host('host %s, which ends in no number' % host, host, host.encode())
-      for host in ('0xg', '0x7f.test', 'a0x1', '0x1-', '1x0', '0_x', '7f000001a', '0x7f.0x1.x1')),
-    sent_host('IDNA host with dotted capital I', '\u0130.test', b'xn--i-9bb.test'),
-    sent_host('IDNA host in Japanese', '\u4f8b\u3048.\u30c6\u30b9\u30c8',
-              b'xn--r8jz45g.xn--zckzah'),
-    sent_host('IDNA host in Hebrew', '\u05d0.test', b'xn--4db.test'),
-    sent_host('IDNA host beyond the BMP', '\U0001f600.test', b'xn--e28h.test'),
-    sent_host('IDNA label of 63 bytes', '\u00fc' + 'a' * 55, b'xn--%b-oxf' % (b'a' * 55)),
-    sent_host('ideographic full stop', 'a\u3002test', b'a.test'),
-    sent_host('ideographic full stop at the end', 'a.test\uff61', b'a.test.', 'a.test'),
-    sent_host('full-width letters', '\uff21\uff22.test', b'ab.test'),
-    sent_host('Kelvin sign', '\u212a.test', b'k.test'),
-    sent_host('soft hyphen', 'local\u00adhost', b'localhost'),
-    sent_host('IPv4 literal', '127.0.0.1', b'127.0.0.1', None),
-    sent_host('IPv4 literal with a trailing dot', '127.0.0.1.', b'127.0.0.1.', None),
-    sent_host('IPv4 literal in full-width digits', '\uff11\uff12\uff17.0.0.1', b'127.0.0.1', None),
-    sent_host('IPv6 literal', '[::1]', b'[::1]', None, address='::1'),
-    sent_host('IPv6 literal in full', '[0:0:0:0:0:0:0:1]', b'[0:0:0:0:0:0:0:1]', None,
-              address='::1'),
-    sent_host('IPv6 literal with zeros', '[0::0001]', b'[0::0001]', None, address='::1'),
-    sent_host('IPv6 literal in upper case', '[::FFFF:7F00:1]', b'[::ffff:7f00:1]', None),
-    sent_host('IPv6 literal with an IPv4 address', '[::ffff:127.0.0.1]', b'[::ffff:127.0.0.1]',
-              None),
+    *(sent_host(host, host.encode()) for host in (
+        'a.test.', '3com.4test', '127.test', 'a0123456789.b0123456789', '_a_._b_', '-a-.b--c', 'a',
+        LABEL, NAME, NAME + '.', 'xn--strae-oqa.test',
+        # Which end in no number
+        '0xg', '0x7f.test', 'a0x1', '0x1-', '1x0', '0_x', '7f000001a', '0x7f.0x1.x1')),
+    *(sent_host(host, field) for host, field in (
+        ('LOCALHOST', b'localhost'), ('A.Test', b'a.test'),
+        ('XN--BCHER-KVA.test', b'xn--bcher-kva.test'),
+        # In IDNA: letters of any case and script
+        ('b\u00fccher.test', b'xn--bcher-kva.test'), ('B\u00dcCHER.TEST', b'xn--bcher-kva.test'),
+        ('bu\u0308cher.test', b'xn--bcher-kva.test'), ('\u00fc.TEST', b'xn--tda.test'),
+        ('\u00fc.test.', b'xn--tda.test.'), ('\u0391\u03a3.test', b'xn--mxa0b.test'),
+        ('\u0130.test', b'xn--i-9bb.test'),
+        ('\u4f8b\u3048.\u30c6\u30b9\u30c8', b'xn--r8jz45g.xn--zckzah'),
+        ('\u05d0.test', b'xn--4db.test'), ('\U0001f600.test', b'xn--e28h.test'),
+        ('\u00fc' + 'a' * 55, b'xn--%b-oxf' % (b'a' * 55)),
+        # In IDNA: what stands for dots, letters and nothing
+        ('a\u3002test', b'a.test'), ('a.test\uff61', b'a.test.'), ('\u212a.test', b'k.test'),
+        ('\uff21\uff22.test', b'ab.test'), ('local\u00adhost', b'localhost'))),
+    *(sent_host(host, b'127.0.0.1' + dot, is_name=False) for host, dot in (
+        ('127.0.0.1', b''), ('127.0.0.1.', b'.'), ('\uff11\uff12\uff17.0.0.1', b''))),
+    *(sent_host(host, host.lower().encode(), is_name=False, address=address)
+      for host, address in (
+          ('[::1]', '::1'), ('[0:0:0:0:0:0:0:1]', '::1'), ('[0::0001]', '::1'),
+          ('[::FFFF:7F00:1]', '127.0.0.1'), ('[::ffff:127.0.0.1]', '127.0.0.1'))),
 )
 
-METHODS = (
-    *(sent_method('method %s' % method.decode(), method) for method in (
-        b'POST', b'DELETE', b'OPTIONS', b'TRACE', b'M-SEARCH', b'X', b'get', b'Get', b'CONNECTED',
-        b'Host', b'content-length', b'PRI')),
-    sent_method('method of every token character', TOKEN_BYTES),
-    sent_method('long method', b'A' * 1000),
-)
+METHODS = tuple(sent_body(headers=(), method=method) for method in (
+    b'POST', b'DELETE', b'OPTIONS', b'TRACE', b'M-SEARCH', b'X', b'get', b'Get', b'CONNECTED',
+    b'Host', b'content-length', b'PRI', TOKEN_BYTES, b'A' * 1000))
 
 FIELDS = (
-    sent_fields('headers in order, as given', b'host: localhost\r\nX-B: 1\r\nx-a: 2\r\nX-b: 3\r\n',
-                (b'X-B', b'1'), (b'x-a', b'2'), (b'X-b', b'3')),
-    sent_fields('header given twice', b'host: localhost\r\na: b\r\na: b\r\n', (b'a', b'b'),
-                (b'a', b'b')),
-    sent_fields('name of every token character', b'host: localhost\r\n%b: a\r\n' % TOKEN_BYTES,
-                (TOKEN_BYTES, b'a')),
-    *(sent_fields('name of %d bytes' % size, b'host: localhost\r\n%b: a\r\n' % (b'n' * size),
-                  (b'n' * size, b'a')) for size in (1, 64, 65, 1000)),
-    sent_fields('value of every byte that is allowed', b'host: localhost\r\na: %b\r\n' % bytes(
-        set(range(256)) - set(CONTROLS)), (b'a', bytes(set(range(256)) - set(CONTROLS)))),
-    sent_fields('value with blanks around', b'host: localhost\r\na:  \tb\t \r\n',
-                (b'a', b' \tb\t ')),
-    sent_fields('value with blanks inside', b'host: localhost\r\na: b \t c\r\n',
-                (b'a', b'b \t c')),
-    sent_fields('value of blanks', b'host: localhost\r\na:  \t\r\n', (b'a', b' \t')),
-    sent_fields('empty value', b'host: localhost\r\na: \r\nb: c\r\n', (b'a', b''), (b'b', b'c')),
-    sent_fields('value of obs-text', b'host: localhost\r\na: \x80\x85\xff\r\n',
-                (b'a', b'\x80\x85\xff')),
-    sent_fields('value of UTF-8', b'host: localhost\r\na: \xc3\xbc\r\n', (b'a', b'\xc3\xbc')),
-    sent_fields('long value', b'host: localhost\r\na: %b\r\n' % (b'b' * 100000),
-                (b'a', b'b' * 100000)),
-    sent_fields('many headers', b'host: localhost\r\n' + b'a: b\r\n' * 2000,
-                *[(b'a', b'b')] * 2000),
-    sent_fields('pairs that are lists', b'host: localhost\r\na: b\r\n', [b'a', b'b']),
-    sent_fields('host given', b'host: b.test\r\n', (b'host', b'b.test')),
-    sent_fields('host given in mixed case', b'HoSt: b.test\r\n', (b'HoSt', b'b.test')),
-    sent_fields('host given in mixed case again', b'a: b\r\nHoSt: b.test\r\n', (b'a', b'b'),
-                (b'HoSt', b'b.test')),
-    sent_fields('host given between others', b'a: b\r\nHOST: b.test\r\nc: d\r\n', (b'a', b'b'),
-                (b'HOST', b'b.test'), (b'c', b'd')),
-    sent_fields('host given with a port', b'host: b.test:81\r\n', (b'host', b'b.test:81')),
-    sent_fields('host given with an empty port', b'host: b.test:\r\n', (b'host', b'b.test:')),
-    sent_fields('host given in upper case', b'host: B.Test.\r\n', (b'host', b'B.Test.')),
-    sent_fields('host given with blanks around', b'host:  b.test\t\r\n', (b'host', b' b.test\t')),
-    sent_fields('host given empty', b'host: \r\n', (b'host', b'')),
-    sent_fields('host given as an IPv6 literal', b'host: [::ffFF:1.2.3.4]:81\r\n',
-                (b'host', b'[::ffFF:1.2.3.4]:81')),
-    *(sent_fields('host given as %s' % host.decode(), b'host: %b\r\n' % host, (b'host', host))
-      for host in (b'[0123:4567:89ab:cdef:ABCD:EF::]', b'a-b',
-                   b'%01%23%45%67%89%ab%cd%ef%AB%CD%EF')),
-    sent_fields('host given with every character of a name',
-                b"host: aZ09-._~%41!$&'()*+,;=\r\n", (b'host', b"aZ09-._~%41!$&'()*+,;=")),
-    sent_fields('header that ends as host does', b'host: localhost\r\nx-host: b\r\n',
-                (b'x-host', b'b')),
-    sent_fields('connection', b'host: localhost\r\nConnection: Close\r\n',
-                (b'Connection', b'Close')),
-    sent_fields('connection given twice', b'host: localhost\r\nconnection: a\r\n'
-                b'connection: close\r\n', (b'connection', b'a'), CLOSE),
-    sent_fields('expect without a body', b'host: localhost\r\nexpect: 100-continue\r\n', EXPECT),
-    SentRow('HTTP/1.0', GET.replace(b'1.1', b'1.0'), version=b'HTTP/1.0'),
-    SentRow('HTTP/1.0 with keep-alive', b'GET / HTTP/1.0\r\nhost: localhost\r\n'
-            b'connection: keep-alive\r\n\r\n', version=b'HTTP/1.0',
-            headers=((b'connection', b'keep-alive'),)),
+    sent_fields((b'X-B', b'1'), (b'x-a', b'2'), (b'X-b', b'3')),
+    sent_fields((b'a', b'b'), (b'a', b'b')),
+    sent_fields((b'a', b''), (b'b', b'c')),
+    sent_fields(*[(b'a', b'b')] * 2000),
+    sent_fields([b'a', b'b']),
+    *(sent_fields((name, b'a')) for name in (
+        TOKEN_BYTES, *(b'n' * size for size in (1, 64, 65, 1000)))),
+    *(sent_fields((b'a', value)) for value in (
+        bytes(set(range(256)) - set(CONTROLS)), b' \tb\t ', b'b \t c', b' \t', b'\x80\x85\xff',
+        b'\xc3\xbc', b'b' * 100000)),
+    *(sent_fields((b'host', host)) for host in (
+        b'b.test', b'b.test:81', b'b.test:', b'B.Test.', b' b.test\t', b'', b'a-b',
+        b'[::ffFF:1.2.3.4]:81', b'[0123:4567:89ab:cdef:ABCD:EF::]',
+        b'%01%23%45%67%89%ab%cd%ef%AB%CD%EF', b"aZ09-._~%41!$&'()*+,;=")),
+    sent_fields((b'HoSt', b'b.test')),
+    sent_fields((b'a', b'b'), (b'HoSt', b'b.test')),
+    sent_fields((b'a', b'b'), (b'HOST', b'b.test'), (b'c', b'd')),
+    sent_fields((b'x-host', b'b')),
+    sent_fields((b'Connection', b'Close')),
+    sent_fields((b'connection', b'a'), CLOSE),
+    sent_fields(EXPECT),  # Without a body
+    sent_fields(version=b'HTTP/1.0'),
+    sent_fields((b'connection', b'keep-alive'), version=b'HTTP/1.0'),
 )
 
 LARGE = bytes(range(256)) * 400
 TWO_CHUNKS = b'3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n'
 SENT_BODIES = (
-    sent_body('content-length of 0', content_length(0), [], b''),
-    sent_body('content-length of 0 and empty chunks', content_length(0), [b'', b''], b''),
-    sent_body('no framing and empty chunks', (), [b'', bytearray(), memoryview(b'')], b''),
-    sent_body('body in one chunk', content_length(5), [b'abcde'], b'abcde'),
-    sent_body('body by bytes', content_length(5), by_bytes(b'abcde'), b'abcde'),
-    sent_body('body with empty chunks', content_length(2), [b'', b'a', b'', b'', b'b', b''],
-              b'ab'),
-    sent_body('body of all bytes', content_length(256), [bytes(range(256))], bytes(range(256))),
-    sent_body('body that looks like a request', content_length(len(GET)), [GET], GET),
-    sent_body('body that looks like chunks', content_length(5), [b'0\r\n\r\n'], b'0\r\n\r\n'),
-    sent_body('bytearrays', content_length(4), [bytearray(b'ab'), bytearray(), bytearray(b'cd')],
-              b'abcd'),
-    sent_body('memoryviews', content_length(3), [memoryview(b'ab'), memoryview(b''),
-                                                 memoryview(bytearray(b'c'))], b'abc'),
-    sent_body('memoryview with a step', content_length(2), [memoryview(b'abcd')[::2]], b'ac'),
-    sent_body('memoryview backwards', content_length(2), [memoryview(b'ab')[::-1]], b'ba'),
-    sent_body('memoryview of two-byte items', content_length(4), [memoryview(b'abcd').cast('H')],
-              b'abcd'),
-    sent_body('memoryview of characters', content_length(2), [memoryview(b'ab').cast('c')], b'ab'),
-    sent_body('memoryview of two dimensions', content_length(6),
-              [memoryview(b'abcdef').cast('B', (2, 3))], b'abcdef'),
-    sent_body('large bytes', content_length(len(LARGE)), [LARGE], LARGE),
-    sent_body('large bytearray', content_length(len(LARGE)), [bytearray(LARGE)], LARGE),
-    sent_body('large memoryview', content_length(len(LARGE)), [memoryview(LARGE)], LARGE),
-    sent_body('large memoryview of four-byte items', content_length(len(LARGE)),
-              [memoryview(LARGE).cast('I')], LARGE),
-    sent_body('large memoryview of two dimensions', content_length(len(LARGE)),
-              [memoryview(LARGE).cast('B', (256, 400))], LARGE),
-    sent_body('large chunk between small ones', content_length(len(LARGE) + 2),
-              [b'a', LARGE, b'b'], b'a' + LARGE + b'b'),
-    sent_body('content-length in mixed case', ((b'Content-LENGTH', b'2'),), [b'ab'], b'ab'),
-    sent_body('content-length with blanks around', ((b'content-length', b' \t2 '),), [b'ab'],
-              b'ab'),
-    sent_body('content-length with zeros first', ((b'content-length', b'0' * 18 + b'2'),), [b'ab'],
-              b'ab'),
-    sent_body('content-length in HTTP/1.0', content_length(2), [b'ab'], b'ab')._replace(
-        wire=b'PUT / HTTP/1.0\r\nhost: localhost\r\ncontent-length: 2\r\n\r\nab',
-        version=b'HTTP/1.0'),
-    sent_body('body of a GET', content_length(2), [b'ab'], b'ab')._replace(
-        wire=b'GET / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\nab', method=b'GET'),
-    sent_body('content-length and connection: close', (*content_length(2), CLOSE), [b'ab'], b'ab'),
-    sent_body('content-length and expect', (*content_length(2), EXPECT), [b'ab'], b'ab'),
-    sent_body('expect in mixed case', (*content_length(2), (b'Expect', b'100-Continue')), [b'ab'],
-              b'ab'),
-    sent_body('content-length of 0 and expect', (*content_length(0), EXPECT), [], b''),
-    sent_body('large memoryview with a step', content_length(len(LARGE)),
-              [memoryview(LARGE + LARGE)[::2]], (LARGE + LARGE)[::2]),
-    sent_body('large memoryview backwards', content_length(len(LARGE)), [memoryview(LARGE)[::-1]],
-              LARGE[::-1]),
-    sent_body('chunks and expect', (*IN_CHUNKS, EXPECT), [TWO_CHUNKS], TWO_CHUNKS),
-    sent_body('chunks and connection: close', (*IN_CHUNKS, CLOSE), [TWO_CHUNKS], TWO_CHUNKS),
-    sent_body('transfer-encoding in mixed case', ((b'Transfer-Encoding', b'Chunked'),),
-              [TWO_CHUNKS], TWO_CHUNKS),
-    sent_body('gzip and chunked', ((b'transfer-encoding', b'gzip, chunked'),), [TWO_CHUNKS],
-              TWO_CHUNKS),
-    sent_body('gzip and chunked in two headers', (
-        (b'transfer-encoding', b'gzip'), (b'Transfer-Encoding', b' chunked ')), [TWO_CHUNKS],
-        TWO_CHUNKS),
-    sent_chunks('chunks in one', TWO_CHUNKS, [TWO_CHUNKS]),
-    sent_chunks('chunks by bytes', TWO_CHUNKS),
-    *(sent_chunks('chunks cut at %d' % cut, TWO_CHUNKS, [TWO_CHUNKS[:cut], TWO_CHUNKS[cut:]])
-      for cut in range(1, len(TWO_CHUNKS))),
-    sent_chunks('chunks with empty ones of the caller between', b'1\r\na\r\n0\r\n\r\n',
-                [b'', b'1\r\na\r\n', b'', bytearray(), b'0\r\n', b'', b'\r\n', b'']),
-    sent_chunks('chunks in bytearrays and memoryviews', b'1\r\na\r\n0\r\n\r\n',
-                [bytearray(b'1\r\na'), memoryview(b'\r\n0\r\n'), bytearray(b'\r\n')]),
-    sent_chunks('last chunk alone', b'0\r\n\r\n'),
-    sent_chunks('last chunk of 16 zeros', b'0' * 16 + b'\r\n\r\n'),
-    sent_chunks('size in both cases', b'a\r\n0123456789\r\nB\r\n0123456789a\r\n0\r\n\r\n'),
-    sent_chunks('size with zeros first', b'%016x\r\nab\r\n0\r\n\r\n' % 2),
-    sent_chunks('chunk of line ends and zeros', b'7\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n'),
-    sent_chunks('chunk that looks like the end', b'5\r\n0\r\n\r\n\r\n0\r\n\r\n'),
-    sent_chunks('extensions', b'1;a\r\nb\r\n1;a=b;c="d;e"\r\nf\r\n0;g\r\n\r\n'),
-    sent_chunks('trailers', b'1\r\na\r\n0\r\nb: c\r\nD:\r\n\r\n'),
-    sent_chunks('extension longer than max_header_length',
-                b'1;%b\r\na\r\n0\r\n\r\n' % (b'x' * 20000),
-                [b'1;', b'x' * 20000, b'\r\na\r\n0\r\n\r\n']),
-    sent_chunks('trailers longer than max_header_length', b'0\r\n%b\r\n' % (b'a: b\r\n' * 4000),
-                [b'0\r\n', *[b'a: b\r\n'] * 4000, b'\r\n']),
-    sent_chunks('large chunks', b'19000\r\n%b\r\n0\r\n\r\n' % LARGE,
-                [b'19000\r\n', LARGE, b'\r\n0\r\n\r\n']),
-    sent_chunks('many chunks', b'1\r\na\r\n' * 2000 + b'0\r\n\r\n',
-                [b'1\r\na\r\n'] * 2000 + [b'0\r\n\r\n']),
+    *(sent_body(*chunks) for chunks in (
+        (), (b'', b''), by_bytes(b'abcde'), (b'', b'a', b'', b'', b'b', b''),
+        (bytearray(b'ab'), bytearray(), bytearray(b'cd')),
+        (memoryview(b'ab'), memoryview(b''), memoryview(bytearray(b'c'))), (b'a', LARGE, b'b'))),
+    *(sent_body(chunk) for chunk in (
+        b'abcde', bytes(range(256)), GET, b'0\r\n\r\n', LARGE, bytearray(LARGE))),
+    *(sent_body(memoryview(data)[::step]) for data, step in (
+        (LARGE, 1), (b'abcd', 2), (b'ab', -1), (LARGE + LARGE, 2), (LARGE, -1))),
+    *(sent_body(memoryview(data).cast(*kind)) for data, *kind in (
+        (b'abcd', 'H'), (b'ab', 'c'), (b'abcdef', 'B', (2, 3)), (LARGE, 'I'),
+        (LARGE, 'B', (256, 400)))),
+    sent_body(b'', bytearray(), memoryview(b''), headers=()),
+    *(sent_body(b'ab', headers=headers) for headers in (
+        ((b'Content-LENGTH', b'2'),), ((b'content-length', b' \t2 '),),
+        ((b'content-length', b'0' * 18 + b'2'),), (*content_length(2), CLOSE),
+        (*content_length(2), EXPECT), (*content_length(2), (b'Expect', b'100-Continue')))),
+    sent_body(b'ab', version=b'HTTP/1.0'),
+    sent_body(b'ab', method=b'GET'),
+    sent_body(headers=(*content_length(0), EXPECT)),
+    *(sent_body(TWO_CHUNKS, headers=headers) for headers in (
+        (*IN_CHUNKS, EXPECT), (*IN_CHUNKS, CLOSE), ((b'Transfer-Encoding', b'Chunked'),),
+        ((b'transfer-encoding', b'gzip, chunked'),),
+        ((b'transfer-encoding', b'gzip'), (b'Transfer-Encoding', b' chunked ')))),
+    sent_chunks(TWO_CHUNKS),
+    *(sent_chunks(TWO_CHUNKS[:cut], TWO_CHUNKS[cut:]) for cut in range(1, len(TWO_CHUNKS))),
+    *(sent_chunks(*by_bytes(body)) for body in (
+        TWO_CHUNKS, b'0\r\n\r\n', b'0' * 16 + b'\r\n\r\n',
+        b'a\r\n0123456789\r\nB\r\n0123456789a\r\n0\r\n\r\n', b'%016x\r\nab\r\n0\r\n\r\n' % 2,
+        b'7\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n', b'5\r\n0\r\n\r\n\r\n0\r\n\r\n',
+        b'1;a\r\nb\r\n1;a=b;c="d;e"\r\nf\r\n0;g\r\n\r\n', b'1\r\na\r\n0\r\nb: c\r\nD:\r\n\r\n')),
+    sent_chunks(b'', b'1\r\na\r\n', b'', bytearray(), b'0\r\n', b'', b'\r\n', b''),
+    sent_chunks(bytearray(b'1\r\na'), memoryview(b'\r\n0\r\n'), bytearray(b'\r\n')),
+    # Extensions and trailers longer than max_header_length
+    sent_chunks(b'1;', b'x' * 20000, b'\r\na\r\n0\r\n\r\n'),
+    sent_chunks(b'0\r\n', *[b'a: b\r\n'] * 4000, b'\r\n'),
+    sent_chunks(b'19000\r\n', LARGE, b'\r\n0\r\n\r\n'),
+    sent_chunks(*[b'1\r\na\r\n'] * 2000, b'0\r\n\r\n'),
 )
 
 SENT = (*TARGETS, *PARAMS, *HOSTS, *METHODS, *FIELDS, *SENT_BODIES)
@@ -1524,26 +1354,15 @@ class SentTest(TestCase):
 
     async def each(self, rows):
         for row in rows:
-            with self.subTest(row.name):
+            with self.subTest(brief(row)):
                 await self.check(row)
 
-    async def test_targets(self):
-        await self.each(TARGETS)
-
-    async def test_params(self):
-        await self.each(PARAMS)
-
-    async def test_hosts(self):
-        await self.each(HOSTS)
-
-    async def test_methods(self):
-        await self.each(METHODS)
-
-    async def test_header_fields(self):
-        await self.each(FIELDS)
-
-    async def test_bodies(self):
-        await self.each(SENT_BODIES)
+    test_targets = of_each(TARGETS)
+    test_params = of_each(PARAMS)
+    test_hosts = of_each(HOSTS)
+    test_methods = of_each(METHODS)
+    test_header_fields = of_each(FIELDS)
+    test_bodies = of_each(SENT_BODIES)
 
     async def test_params_and_headers_may_be_iterators(self):
         server = self.serve(OK)
@@ -1553,28 +1372,23 @@ class SentTest(TestCase):
             b'GET /?a=%26&b=%3D HTTP/1.1\r\nhost: localhost\r\nc: d\r\ne: f\r\n\r\n'])
 
     async def test_every_digit_of_an_ipv6_address_counts_and_ports_default_to_80_and_443(self):
-        addresses, ports = [], []
+        tried = []
 
         class Sock(socket.socket):
             def connect_ex(self, address):
-                addresses.append(address[0])
-                ports.append(address[1])
+                tried.append(address[:2])
                 return errno.ECONNREFUSED
-
-        def get_sock(family=socket.AF_INET):
-            sock = Sock(family, socket.SOCK_STREAM)
-            sock.setblocking(False)
-            return sock
-        request = self.pool(get_sock=get_sock)
+        request = self.pool(get_sock=sockets(Sock))
         for url in ('http://localhost', 'https://localhost/', 'http://localhost:/',
                     'HTTPS://localhost:?', 'http://[::1]', 'https://[::1]:/',
                     'https://localhost:80', 'http://localhost:1', 'http://localhost:65535',
                     'http://localhost:00080'):
             await self.fails(HttpConnectionError, request(b'GET', url))
-        self.assertEqual(ports, [80, 443, 80, 443, 80, 443, 80, 1, 65535, 80])
+        self.assertEqual([port for _, port in tried],
+                         [80, 443, 80, 443, 80, 443, 80, 1, 65535, 80])
         for literal in ('123:4567:89ab:cdef::', '::ABCD:EF01'):
             await self.fails(HttpConnectionError, request(b'GET', 'http://[%s]' % literal))
-        self.assertEqual(addresses[-2:], ['123:4567:89ab:cdef::', '::abcd:ef01'])
+        self.assertEqual(tried[-2:], [('123:4567:89ab:cdef::', 80), ('::abcd:ef01', 80)])
 
     async def test_names_of_headers_are_not_remembered_without_bound(self):
         request = self.pool()
@@ -1598,318 +1412,241 @@ class RefusedRow(typing.NamedTuple):
     {} in the URL is the port of the server.
     """
 
-    name: str
     arguments: typing.Dict[str, typing.Any]
     words: typing.Tuple[str, ...]
     cause: type = ValueError
 
 
-def bad_url(name, url, *words, cause=ValueError):
-    return RefusedRow(name, {'url': url}, words, cause)
+def bad_url(url, *words, cause=ValueError):
+    return RefusedRow({'url': url}, words, cause)
 
 
-def bad_host(name, host, *words, cause=ValueError):
-    return bad_url(name, 'http://%s:{}/' % host, *words, cause=cause)
+def bad_host(host, *words, cause=ValueError):
+    return bad_url('http://%s:{}/' % host, *words, cause=cause)
 
 
-def bad_port(name, port, *words):
-    return bad_url(name, 'http://localhost:%s/' % port, 'URL', 'port', '65535', *words)
+def bad_port(port, *words):
+    return bad_url('http://localhost:%s/' % port, 'URL', 'port', '65535', *words)
 
 
-def bad_method(name, method, *words):
-    return RefusedRow(name, {'method': method}, ('method', *words))
+def bad_method(method, *words):
+    return RefusedRow({'method': method}, ('method', *words))
 
 
-def bad_headers(name, *headers, words=(), cause=ValueError):
-    return RefusedRow(name, {'headers': headers}, ('header', *words), cause)
+def bad_headers(*headers, words=(), cause=ValueError):
+    return RefusedRow({'headers': headers}, ('header', *words), cause)
 
 
-def bad_name(name, header_name, *words):
-    return bad_headers(name, (header_name, SECRET), words=('header name', 'token', *words))
+def bad_name(header_name, *words):
+    return bad_headers((header_name, SECRET), words=('header name', 'token', *words))
 
 
-def bad_value(name, value):
-    return bad_headers(name, (b'x-a', value), words=("value of the header b'x-a'",
-                                                     'control character'))
+def bad_value(value, name=b'x-a'):
+    return bad_headers((name, value), words=('value of the header %r' % name, 'control character'))
 
 
-def bad_given_host(name, *values):
-    return bad_headers(name, *((b'host', value) for value in values),
+def bad_given_host(*values):
+    return bad_headers(*((b'host', value) for value in values),
                        words=('host must be given once', 'host:port'))
 
 
-def bad_length(name, *values):
-    return bad_headers(name, *((b'content-length', value) for value in values),
-                       words=('content-length', 'once', 'number'))
+def bad_lengths(*headers):
+    return bad_headers(*headers, words=('content-length', 'once', 'number'))
 
 
-def bad_coding(name, *values):
-    return bad_headers(name, *((b'transfer-encoding', value) for value in values),
+def bad_coding(*values):
+    return bad_headers(*((b'transfer-encoding', value) for value in values),
                        words=('transfer-encoding', 'chunked'))
 
 
-def bad_type(name, cause=TypeError, words=(), **arguments):
-    return RefusedRow(name, arguments, words, cause)
+def bad_type(words=(), cause=TypeError, **arguments):
+    return RefusedRow(arguments, words, cause)
 
 
-def control_words(byte, index=''):
-    return 'URL has a control character', '%a' % chr(byte), 'index %s' % index
+def bad_control(url, index=''):
+    byte = next(byte for byte in url.encode() if byte in CONTROLS)
+    return bad_url(url, 'URL has a control character', '%a' % chr(byte), 'index %s' % index)
 
 
 BAD_URLS = (
-    bad_url('empty URL', '', 'http://'),
-    *(bad_url('URL %s' % url, url, 'http://', 'https://') for url in (
+    bad_url('', 'http://'),
+    *(bad_url(url, 'http://', 'https://') for url in (
         'localhost', 'localhost:{}/', '/a', '//localhost:{}/', 'http:', 'http:/localhost:{}/',
         'http:localhost:{}', 'http//localhost:{}/', '?http://localhost:{}/',
         '#http://localhost:{}/', '/http://localhost:{}/')),
-    *(bad_url('scheme %a' % scheme, scheme + '://localhost:{}/', 'scheme', '%a' % scheme.lower())
+    *(bad_url(scheme + '://localhost:{}/', 'scheme', '%a' % scheme.lower())
       for scheme in ('', 'ftp', 'ws', 'httpx', 'shttp', 'http+unix', ' http', 'http ',
                      '\u017fhttp', 'htt\uff50', '\xa0http', '\ufeffhttp')),
-    bad_url('long scheme', 'x' * 100000 + '://localhost:{}/', 'scheme', "x'..."),
-    *(bad_url('no host: %s' % url, url, 'must have a host') for url in (
+    bad_url('x' * 100000 + '://localhost:{}/', 'scheme', "x'..."),
+    *(bad_url(url, 'must have a host') for url in (
         'http://', 'http:///a', 'http://?a', 'http://#a', 'http://:80/', 'https://:/')),
-    *(bad_url('user information %s' % user, 'http://%s@localhost:{}/' % user, 'user information',
-              'authorization') for user in (
-                  'u', 'u:sesame', '', ':', 'a.test', 'a.test:80', '[::1]', 'b@c', '\\')),
-    bad_url('user information after a backslash', 'http://a.test\\@localhost:{}/',
-            'user information'),
-    bad_url('user information without a host', 'http://u:sesame@/', 'user information'),
-    bad_port('port 0', '0', 'not 0'),
-    bad_port('port of zeros', '00000', 'not 0'),
-    bad_port('port 65536', '65536', 'not 65536'),
-    bad_port('port 99999', '99999'),
-    bad_port('port of six digits', '000080'),
-    bad_port('long port', '9' * 100000),
-    *(bad_port('port %a' % port, port) for port in (
-        '-1', '+80', 'a', '8 0', ' 80', '80 ', '8_0', '0x50', '8.0', '80:80', ':80', '\u0661',
-        '80\\', '%38%30')),
-    *(bad_host('host %a' % host, host, 'host of the URL', 'labels') for host in (
+    *(bad_url('http://%s@localhost:{}/' % user, 'user information', 'authorization') for user in (
+        'u', 'u:sesame', '', ':', 'a.test', 'a.test:80', '[::1]', 'b@c', '\\')),
+    bad_url('http://a.test\\@localhost:{}/', 'user information'),
+    bad_url('http://u:sesame@/', 'user information'),
+    bad_url('http://u:sesame/b@localhost:{}/', 'URL'),
+    bad_port('0', 'not 0'), bad_port('00000', 'not 0'), bad_port('65536', 'not 65536'),
+    *(bad_port(port) for port in (
+        '99999', '000080', '9' * 100000, '-1', '+80', 'a', '8 0', ' 80', '80 ', '8_0', '0x50',
+        '8.0', '80:80', ':80', '\u0661', '80\\', '%38%30')),
+    *(bad_host(host, 'host of the URL', 'labels') for host in (
         'a..b', '.a', '.', 'a..', '..', ' ', 'a b', ' localhost', 'localhost ', 'a%41', '%6c', '%',
         'a\\b', 'localhost\\', 'a"b', 'a<b', 'a>', 'a^b', 'a`b', 'a{b', 'a|b', 'a,b', 'a;b', 'a=b',
-        'a&b', 'a!b', 'a$b', 'a*', "a'b", 'a(b', 'a+b', 'a~b', LABEL + 'a', 'a.%sa.b' % LABEL)),
-    bad_host('host that is a slash in NFKC', 'a\u2100b.test', 'host of the URL', 'labels'),
-    bad_host('host of 254 bytes', NAME + 'a', 'host of the URL', '253 bytes'),
-    bad_host('host of 254 bytes and a dot', NAME + 'a.', 'host of the URL', '253 bytes'),
-    bad_host('IDNA host of 255 bytes', '.'.join(['\u00fc' + 'a' * 55] * 4), 'host of the URL',
-             '253 bytes'),
-    bad_host('long host', 'a' * 100000, 'host of the URL', '253 bytes'),
-    *(bad_host('IDNA host of %s' % name, host, 'not a name in IDNA', cause=UnicodeError)
-      for name, host in (
-        ('empty labels', '\u00fc..b'), ('dots', '\u3002'), ('full-width dot', '\uff0e'),
-        ('a soft hyphen', '\u00ad'), ('an overlong label', '\u00fc' + 'a' * 63),
-        ('a label of 64 bytes', '\u00fc' + 'a' * 56),
-        ('a character of no use', 'a\ufffc'),
-        ('private use', '\ue000'), ('C1 control', 'a\x85b'),
-        ('encoded and not', 'xn--\u00fc'), ('two directions', '\u05d0a.test'))),
-    *(bad_host('IPv6 literal %s' % host, host, 'URL must have a host') for host in (
-        '[::1', '::1]', '::1', '1::', '[::1]a', 'a[::1]', '[[::1]]', '[::1][::1]', '[]]',
-        '[::g]', '[v1.a]', '[g%25lo]', '[::1/64]', '[localhost]', '[:: 1]',
-        '[\u0661::]')),
-    *(bad_host('zone %s' % host, host, 'IPv6 address of the URL has a zone', 'resolver')
-      for host in ('[::1%25lo]', '[::1%lo]', '[fe80::1%25eth0]', '[fe80::1%eth0]', '[fe80::1%251]',
-                   '[FE80::1%25en0]', '[fe80::1%]', '[fe80::1%25]', '[%25lo]', '[fe80::1%eth0')),
-    *(bad_host('IDNA 2003 is not 2008: %a' % host, host, 'IDNA 2003 and 2008', 'xn--',
-               cause=UnicodeError) for host in (
+        'a&b', 'a!b', 'a$b', 'a*', "a'b", 'a(b', 'a+b', 'a~b', LABEL + 'a', 'a.%sa.b' % LABEL,
+        'a\u2100b.test')),  # In NFKC a slash is in it
+    bad_url('http://localhost HTTP/1.1:{}/', 'host of the URL'),  # CVE-2019-11236
+    *(bad_host(host, 'host of the URL', '253 bytes') for host in (
+        NAME + 'a', NAME + 'a.', '.'.join(['\u00fc' + 'a' * 55] * 4), 'a' * 100000)),
+    *(bad_host(host, 'not a name in IDNA', cause=UnicodeError) for host in (
+        '\u00fc..b', '\u3002', '\uff0e', '\u00ad', '\u00fc' + 'a' * 63, '\u00fc' + 'a' * 56,
+        'a\ufffc', '\ue000', 'a\x85b', 'xn--\u00fc', '\u05d0a.test')),
+    *(bad_host(host, 'IDNA 2003 and 2008', 'xn--', cause=UnicodeError) for host in (
         'fa\xdf.de', '\u1e9e.de', 'FA\u1e9e.de', '\u03b2\u03cc\u03bb\u03bf\u03c2.com',
         'a\u200cb.com', 'a\u200db.com', '\u0dc1\u0dca\u200d\u0dbb\u0dd3.com', 'a.stra\xdfe',
         'a.test\xdf.', '\u200ca.test', 'a\u1806b.test', 'a\u2024test', 'a\u2488test',
         'a\u249btest', '\u33c2test', '\u33c7test', '\u33d8test', 'a\ufe52test',
         'a\U0002f868.test', 'a\U0002f874.test', 'a\U0002f91f.test', 'a\U0002f95f.test',
         'a\U0002f9bf.test')),
-    *(bad_host('address %s' % host, host, 'host of the URL', 'not an IP address') for host in (
+    *(bad_host(host, 'URL must have a host') for host in (
+        '[::1', '::1]', '::1', '1::', '[::1]a', 'a[::1]', '[[::1]]', '[::1][::1]', '[]]', '[::g]',
+        '[v1.a]', '[g%25lo]', '[::1/64]', '[localhost]', '[:: 1]', '[\u0661::]')),
+    bad_host('[%s]' % (':' * 100000), 'host of the URL', ":'..."),
+    *(bad_host(host, 'IPv6 address of the URL has a zone', 'resolver') for host in (
+        '[::1%25lo]', '[::1%lo]', '[fe80::1%25eth0]', '[fe80::1%eth0]', '[fe80::1%251]',
+        '[FE80::1%25en0]', '[fe80::1%]', '[fe80::1%25]', '[%25lo]', '[fe80::1%eth0')),
+    *(bad_host(host, 'host of the URL', 'not an IP address') for host in (
         '[]', '[:]', '[1]', '[:::1]', '[1::2::3]', '[12345::]', '[1:2:3:4:5:6:7:8:9]',
         '[127.0.0.1]', '[::256.0.0.1]', '[::1.2.3]', '[::01.2.3.4]', '256.0.0.1', '1.2.3', '127.1',
         '1.2.3.4.5', '2130706433', '0', 'a.1', '0x7f.1', '01.2.3.4', '0x7f000001', '127.0.0.0x1',
         '0x7f.0x0.0x0.0x1', '0x', '0X7F000001', '0x7f000001.', 'a.0x', 'a.b.0XfF.', '1.2.3.0x4',
         '0x00000000000000000000007f.0.0.1', '0xffffffffffffffff', '017700000001', '00',
         '127.0.0.09', '\uff10\uff587f000001', '127\u3002\uff10x1', '\u2460', '127.1.')),
-    bad_url('CVE-2024-3651, CVE-2022-45061: long IDNA host', 'http://%s/' % ('\u00fc' * 100000),
-            'host of the URL', '253 bytes'),
-    bad_url('CVE-2021-33503: many at signs', 'http://%slocalhost:{}/' % ('@' * 100000),
-            'user information'),
-    bad_url('CVE-2021-33503: many colons', 'http://localhost%s/' % (':' * 100000), 'port'),
-    bad_url('CVE-2021-33503: many brackets', 'http://%s/' % ('[' * 100000), 'host'),
-    bad_url('CVE-2021-33503: no scheme', 'a' * 1000000, 'http://'),
-    bad_host('long IPv6 literal', '[%s]' % (':' * 100000), 'host of the URL', ":'..."),
-    bad_url('password with a slash', 'http://u:sesame/b@localhost:{}/', 'URL'),
-    *(bad_url('surrogate in the %s' % part, 'http://%s\ud800' % start, 'surrogate', "'\\ud800'",
-              'index %d' % (7 + len(start)))
-      for part, start in (('host', ''), ('path', 'localhost/'), ('query', 'localhost/?'))),
-    bad_url('low surrogate', 'http://localhost/\udc80', 'control character or surrogate'),
-    bad_url('CVE-2019-9740: CRLF in the query', 'http://localhost:{}/?a\r\nx: sesame',
-            *control_words(13, 25)),
-    bad_url('CVE-2019-9947: CRLF in the path', 'http://localhost:{}/a HTTP/1.1\r\nx: sesame',
-            *control_words(13)),
-    bad_url('CVE-2019-11236: CRLF in the path', 'http://localhost:{}/\r\n\r\nGET /b HTTP/1.1',
-            *control_words(13)),
-    bad_url('CVE-2019-12387: CRLF in the URL', 'http://localhost:{}\r\n/', *control_words(13)),
-    bad_url('CVE-2019-18348: CRLF in the host', 'http://localhost\r\nx: y:{}/',
-            *control_words(13, 16)),
-    bad_url('CVE-2020-11078: CRLF in user information', 'http://a\r\n@localhost:{}/',
-            *control_words(13)),
-    bad_url('CVE-2019-11236: space in the host', 'http://localhost HTTP/1.1:{}/',
-            'host of the URL'),
-    bad_url('CVE-2023-24329: blank before the URL', ' http://localhost:{}/', 'scheme'),
-    bad_url('CVE-2023-24329: line end before the URL', '\nhttp://localhost:{}/',
-            *control_words(10, 0)),
-    bad_url('CVE-2022-0391: line end in the scheme', 'ht\ntp://localhost:{}/',
-            *control_words(10, 2)),
-    bad_url('CVE-2022-0391: tab in the host', 'http://local\thost:{}/', *control_words(9)),
-    bad_url('line end after the URL', 'http://localhost:{}/\n', *control_words(10)),
-    bad_url('line end after the host', 'http://localhost\n', *control_words(10)),
-    *(bad_url('control %#04x in the %s' % (byte, part), url % chr(byte), *control_words(byte))
-      for byte in CONTROLS for part, url in (
-          ('scheme', 'ht%stp://localhost:{}/'), ('host', 'http://local%shost:{}/'),
-          ('port', 'http://localhost:{}%s/'), ('path', 'http://localhost:{}/a%sb'),
-          ('query', 'http://localhost:{}/?a%sb'), ('fragment', 'http://localhost:{}/#%s'))),
+    # CVE-2024-3651, CVE-2022-45061, CVE-2021-33503
+    bad_url('http://%s/' % ('\u00fc' * 100000), 'host of the URL', '253 bytes'),
+    bad_url('http://%slocalhost:{}/' % ('@' * 100000), 'user information'),
+    bad_url('http://localhost%s/' % (':' * 100000), 'port'),
+    bad_url('http://%s/' % ('[' * 100000), 'host'),
+    bad_url('a' * 1000000, 'http://'),
+    *(bad_url('http://%s\ud800' % start, 'surrogate', "'\\ud800'", 'index %d' % (7 + len(start)))
+      for start in ('', 'localhost/', 'localhost/?')),
+    bad_url('http://localhost/\udc80', 'control character or surrogate'),
+    # CVE-2019-9740, CVE-2019-9947, CVE-2019-11236, CVE-2019-12387, CVE-2019-18348, CVE-2020-11078
+    bad_control('http://localhost:{}/?a\r\nx: sesame', 25),
+    bad_control('http://localhost:{}/a HTTP/1.1\r\nx: sesame'),
+    bad_control('http://localhost:{}/\r\n\r\nGET /b HTTP/1.1'),
+    bad_control('http://localhost:{}\r\n/'),
+    bad_control('http://localhost\r\nx: y:{}/', 16),
+    bad_control('http://a\r\n@localhost:{}/'),
+    # CVE-2023-24329, as is a blank before the scheme, and CVE-2022-0391
+    bad_control('\nhttp://localhost:{}/', 0),
+    bad_control('ht\ntp://localhost:{}/', 2),
+    bad_control('http://localhost:{}/\n'),
+    bad_control('http://localhost\n'),
+    *(bad_control(url % chr(byte)) for byte in CONTROLS for url in (
+        'ht%stp://localhost:{}/', 'http://local%shost:{}/', 'http://localhost:{}%s/',
+        'http://localhost:{}/a%sb', 'http://localhost:{}/?a%sb', 'http://localhost:{}/#%s')),
 )
 
 BAD_METHODS = (
-    bad_method('empty method', b'', 'token', "b''"),
-    bad_method('CVE-2023-49082, CVE-2020-26137, CVE-2020-26116: CRLF in the method',
-               b'GET / HTTP/1.1\r\nx: y\r\n', 'token', "b'GET / HTTP/1.1\\r\\nx: y\\r\\n'"),
-    bad_method('CRLF after the method', b'GET\r\n', 'token'),
-    bad_method('LF after the method', b'GET\n', 'token'),
-    bad_method('space before the method', b' GET', 'token'),
-    bad_method('method of UTF-8', b'G\xc3\xbc', 'token'),
-    bad_method('long method that is not a token', b'G ' * 100000, 'token', "'..."),
-    *(bad_method('method %s' % method.decode(), method, 'CONNECT', 'not supported')
+    bad_method(b'', 'token', "b''"),
+    # CVE-2023-49082, CVE-2020-26137, CVE-2020-26116
+    bad_method(b'GET / HTTP/1.1\r\nx: y\r\n', 'token', "b'GET / HTTP/1.1\\r\\nx: y\\r\\n'"),
+    *(bad_method(method, 'token') for method in (b'GET\r\n', b'GET\n', b' GET', b'G\xc3\xbc')),
+    bad_method(b'G ' * 100000, 'token', "'..."),
+    *(bad_method(method, 'CONNECT', 'not supported')
       for method in (b'CONNECT', b'connect', b'Connect')),
-    *(bad_method('byte %#04x in the method' % byte, b'G%cT' % byte, 'token')
-      for byte in NOT_TOKEN_BYTES),
+    *(bad_method(b'G%cT' % byte, 'token') for byte in NOT_TOKEN_BYTES),
 )
 
 BAD_FIELDS = (
-    bad_name('empty name', b'', "b''"),
-    bad_name('space before the name', b' a', "b' a'"),
-    bad_name('name with its colon', b'a:', "b'a:'"),
-    bad_name('pseudo-header', b':authority'),
-    bad_name('CVE-2026-0865: CRLF in a name', b'a: b\r\nc', "b'a: b\\r\\nc'"),
-    bad_name('CVE-2026-0865: LF after a name', b'a\n'),
-    bad_name('long name that is not a token', b'a ' * 100000, "'..."),
-    *(bad_name('byte %#04x in a name' % byte, b'a%cb' % byte) for byte in NOT_TOKEN_BYTES),
-    bad_value('CVE-2026-0865: CRLF in a value', b'sesame\r\nb: c'),
-    bad_value('CVE-2026-0865: folded value', b'sesame\r\n b'),
-    bad_value('LF before a value', b'\nsesame'),
-    bad_value('LF after a value', b'sesame\n'),
-    bad_value('CR after a value', b'sesame\r'),
-    *(bad_value('control %#04x in a value' % byte, b'sesame%cb' % byte)
-      for byte in CONTROLS.replace(b'\t', b'')),
-    bad_headers('long name whose value is bad', (b'a' * 100000, b'\n'),
+    *(bad_name(name, '%r' % name) for name in (
+        b'', b' a', b'a:', b'a: b\r\nc')),  # The last one is CVE-2026-0865, as those of values are
+    *(bad_name(name) for name in (b':authority', b'a\n')),
+    bad_name(b'a ' * 100000, "'..."),
+    *(bad_name(b'a%cb' % byte) for byte in NOT_TOKEN_BYTES),
+    *(bad_value(value) for value in (
+        b'sesame\r\nb: c', b'sesame\r\n b', b'\nsesame', b'sesame\n', b'sesame\r')),
+    *(bad_value(b'sesame%cb' % byte) for byte in CONTROLS.replace(b'\t', b'')),
+    bad_value(b'a\r\n\r\nsesame', b'upgrade'),  # CVE-2026-1527
+    bad_value(b'localhost\r\nx: sesame', b'host'),  # CVE-2023-29406
+    bad_headers((b'a' * 100000, b'\n'),
                 words=("aaa'... has a control character, b'\\n', at index 0",)),
-    bad_headers('long name whose value is of the wrong type', (b'a' * 100000, 1),
-                words=('pair of bytes',), cause=TypeError),
-    bad_headers('CVE-2026-1527: CRLF in the value of upgrade', (b'upgrade', b'a\r\n\r\nsesame'),
-                words=("value of the header b'upgrade'", 'control character')),
-    bad_headers('CVE-2023-29406: CRLF in the host given', (b'host', b'localhost\r\nx: sesame'),
-                words=("value of the header b'host'", 'control character')),
-    bad_headers('bad value after good headers', (b'a', b'b'), (b'host', b'c'), (b'd', b'\0'),
-                words=("b'd'",)),
-    bad_given_host('host given twice', b'localhost', b'localhost'),
-    bad_given_host('host given twice, empty', b'', b''),
-    bad_headers('host given twice in two cases', (b'host', b'a'), (b'HOST', b'a'),
-                words=('host must be given once',)),
-    *(bad_given_host('CVE-2023-29406: host given as %a' % value, value) for value in (
+    bad_headers((b'a' * 100000, 1), words=('pair of bytes',), cause=TypeError),
+    bad_headers((b'a', b'b'), (b'host', b'c'), (b'd', b'\0'), words=("b'd'",)),
+    bad_given_host(b'localhost', b'localhost'),
+    bad_given_host(b'', b''),
+    bad_headers((b'host', b'a'), (b'HOST', b'a'), words=('host must be given once',)),
+    *(bad_given_host(value) for value in (  # CVE-2023-29406
         b'a b', b'a/b', b'a?b', b'a#b', b'u@a', b'a, b', b'http://a', b'a:b', b'a:80:80', b'a:-1',
         b'a: 80', b'[::1', b'::1', b'[a', b'[::1]a', b'[::1%25lo]', b'[]', b'a\tb', b'"a"',
         b'a\\b', b'<a>', b'\xfc', b'a\x80', b'a%zz', b'a%4', b'a%')),
-    *(bad_length('content-length %a' % value, value) for value in (
+    *(bad_lengths((b'content-length', value)) for value in (
         b'', b' ', b'-1', b'+1', b'1X', b'1_0', b'1 0', b'0x1', b'1.0', b'1e1', b'a', b'1,', b',1',
         b'1, 1', b'1;a', b'"1"', b'\xb2', '\u0661'.encode(), b'9' * 20, b'9' * 10000)),
-    bad_length('content-length given twice', b'2', b'2'),
-    bad_length('content-length given twice, once empty', b'', b'2'),
-    bad_headers('CVE-2026-1525: content-length given in two cases', (b'content-length', b'1'),
-                (b'Content-Length', b'1'), words=('content-length', 'once', 'number')),
-    bad_headers('CVE-2026-1525: content-length given in two cases, and they differ',
-                (b'Content-length', b'1'), (b'CONTENT-LENGTH', b'2'),
-                words=('content-length', 'once', 'number')),
-    *(bad_headers('%s and %s' % (length.decode(), coding.decode()), *headers, words=(
-        'transfer-encoding must not be given with content-length',))
-      for length, coding in ((b'content-length', b'transfer-encoding'),
-                             (b'Content-Length', b'Transfer-Encoding'),
-                             (b'CONTENT-LENGTH', b'transfer-encoding'))
-      for headers in (((length, b'0'), (coding, b'chunked')),)),
-    bad_headers('transfer-encoding and then content-length', (b'transfer-encoding', b'chunked'),
-                (b'content-length', b'5'), words=('with content-length',)),
-    *(bad_coding('transfer-encoding %a' % value, value) for value in (
+    *(bad_lengths((name, value), (other_name, other_value))
+      for name, value, other_name, other_value in (
+          (b'content-length', b'2', b'content-length', b'2'),
+          (b'content-length', b'', b'content-length', b'2'),
+          (b'content-length', b'1', b'Content-Length', b'1'),  # CVE-2026-1525
+          (b'Content-length', b'1', b'CONTENT-LENGTH', b'2'))),
+    *(bad_headers((length, b'0'), (coding, b'chunked'), words=(
+        'transfer-encoding must not be given with content-length',)) for length, coding in (
+            (b'content-length', b'transfer-encoding'), (b'Content-Length', b'Transfer-Encoding'),
+            (b'CONTENT-LENGTH', b'transfer-encoding'))),
+    bad_headers((b'transfer-encoding', b'chunked'), (b'content-length', b'5'),
+                words=('with content-length',)),
+    *(bad_coding(value) for value in (
         b'', b' ', b',', b'gzip', b'identity', b'chunked,', b'chunked, gzip', b'chunked, identity',
         b'chunked, chunked', b'chunked,gzip,chunked', b', chunked', b'gzip,, chunked',
         b'a b, chunked', b'"a, chunked', b'\xff, chunked', b'chunked;q="a, chunked',
-        b'identity, chunked', b'xchunked', b'chunkedx', b'gzip chunked',
-        b'gzip;chunked', b'chunked;a', b'"chunked"', b'chunked\xa0', b'\x85chunked',
-        'chun\u212aed'.encode())),
-    bad_coding('chunked given twice', b'chunked', b'chunked'),
-    bad_coding('chunked given first', b'chunked', b'gzip'),
-    RefusedRow('transfer-encoding in HTTP/1.0', {'headers': IN_CHUNKS, 'version': b'HTTP/1.0'},
-               ('transfer-encoding', 'HTTP/1.0')),
+        b'identity, chunked', b'xchunked', b'chunkedx', b'gzip chunked', b'gzip;chunked',
+        b'chunked;a', b'"chunked"', b'chunked\xa0', b'\x85chunked', 'chun\u212aed'.encode())),
+    bad_coding(b'chunked', b'chunked'),
+    bad_coding(b'chunked', b'gzip'),
+    RefusedRow({'headers': IN_CHUNKS, 'version': b'HTTP/1.0'}, ('transfer-encoding', 'HTTP/1.0')),
 )
 
 HEADERS = "headers must be pairs of bytes, such as ((b'name', b'value'),)"
 PARAMS_WORDS = "params must be a dict, or pairs such as (('name', 'value'),)"
+COMMA = 'with a comma after a single one'
 
 BAD_TYPES = (
-    *(bad_type('method %r' % (method,), method=method, words=('method must be bytes', kind))
-      for method, kind in (('GET', 'str'), (None, 'NoneType'), (bytearray(b'GET'), 'bytearray'),
-                           (1, 'int'))),
-    *(bad_type('url %r' % (url,), url=url, words=(
-        "URL must be a str, such as 'https://example.com/', not %s" % kind,))
-      for url, kind in ((b'http://localhost:{}/', 'bytes'), (None, 'NoneType'), (80, 'int'),
-                        (['http://localhost:{}/'], 'list'))),
-    *(bad_type('%s of a header' % kind, headers=((name, value),), words=(
-        'header ', "pair of bytes, such as (b'name', b'value')", 'text.encode()', "b'%d' % number",
-        kind)) for kind, name, value in (
-            ('bytes and str', b'a', 'sesame'), ('str and bytes', 'a', SECRET),
-            ('str and str', 'a', 'sesame'), ('bytes and int', b'a', 1),
-            ('bytes and NoneType', b'a', None), ('NoneType and bytes', None, SECRET),
-            ('bytes and bytearray', b'a', bytearray(SECRET)),
-            ('bytes and list', b'a', [SECRET]), ('tuple and bytes', (b'a', b'b'), SECRET))),
-    bad_type('headers of a dict', headers={b'a': SECRET},
-             words=(HEADERS, 'not a dict: give its items()')),
-    bad_type('headers of bytes', headers=SECRET, words=(HEADERS,)),
-    *(bad_type('headers of %s' % name, headers=headers) for name, headers in (
-        ('None', None), ('a number', 1), ('numbers', (1,)))),
-    *(bad_type('headers of %s' % name, headers=headers, words=(HEADERS,)) for name, headers in (
-        ('one', ((b'a',),)), ('three', ((b'a', b'b', SECRET),)), ('none', ((),)),
-        ('str', ('a: sesame',)), ('long bytes', (b'a: ' + SECRET,)))),
-    *(bad_type('headers without a comma: %s' % name, headers=headers,
-               words=(HEADERS, 'with a comma after a single one')) for name, headers in (
-        ('a pair', (b'a', SECRET)), ('a list', [b'content-length', SECRET]),
-        ('two bytes each', (b'te', b'no')), ('two bytes and more', (b'te', SECRET)),
-        ('an iterator', iter((b'te', SECRET))), ('one string of two', (b'te',)),
-        ('str', ('te', 'sesame')))),
-    *(bad_type('params without a comma: %s' % name, params=params,
-               words=(PARAMS_WORDS, 'with a comma after a single one')) for name, params in (
-        ('a pair', ('a', 'b')), ('two letters each', ('ab', 'cd')), ('a list', ['ab', 'cd']),
-        ('bytes', (b'ab', b'cd')), ('one string of two', ('ab',)),
-        ('a pair and letters', (('a', 'b'), 'cd')))),
-    *(bad_type('params with None: %r' % (params,), params=params,
-               words=('params have None at', name, 'leave out'))
-      for name, params in (
-          ("'a'", {'a': None}), ("'a'", (('a', None),)), ("'a'", {'a': [1, None]}),
-          ("'b'", {'a': 1, 'b': (None,)}), ("'a'", {'a': {None}}), ('NoneType', {None: 'a'}),
-          ("b'a'", {b'a': None}))),
-    *(bad_type('params of %s' % name, params=params, words=(PARAMS_WORDS,))
-      for name, params in (('a number', 1), ('numbers', (1,)), ('str', 'abc'),
-                           ('one', (('a',),)), ('three', (('a', 'b', 'c'),)))),
-    *(bad_type('params of %s' % name, UnicodeError, params=params, words=('params', 'UTF-8'))
-      for name, params in (('a surrogate', (('a', '\ud800'),)),
-                           ('a surrogate in a name', (('\ud800', 'a'),)))),
-    *(bad_type('body of %s' % name, body=body, words=('body must be a function', kind, advice))
-      for name, body, kind, advice in (
-          ('bytes', SECRET, 'bytes', 'streamed(data)'),
-          ('list', [SECRET], 'list', 'streamed(data)'),
-          ('str', 'sesame', 'str', 'streamed(text.encode())'),
-          ('None', None, 'NoneType', 'leave it out'),
-          ('an iterator', iter(()), 'iterator', 'async def that yields'),
-          ('a generator', (chunk for chunk in (SECRET,)), 'generator', 'async def that yields'),
-          ('a file', io.BytesIO(SECRET), 'BytesIO', 'async def that yields what it reads'),
-          ('an asynchronous generator', streamed(SECRET)(), 'async_generator',
-           'the function that makes it, uncalled'))),
-    *(bad_type('%s of %s' % (argument, name), words=('body_args must be an iterable',
-                                                     'body_kwargs a dict'), **{argument: value})
-      for argument, name, value in (
-          ('body_args', 'a number', 5), ('body_kwargs', 'a number', 5),
-          ('body_kwargs', 'numbers', (1, 2)), ('body_kwargs', 'one', (('a',),)))),
+    *(bad_type(('method must be bytes', type(method).__name__), method=method)
+      for method in ('GET', None, bytearray(b'GET'), 1)),
+    *(bad_type(("URL must be a str, such as 'https://example.com/', not %s" % type(url).__name__,),
+               url=url) for url in (b'http://localhost:{}/', None, 80, ['http://localhost:{}/'])),
+    *(bad_type(('header ', "pair of bytes, such as (b'name', b'value')", 'text.encode()',
+                "b'%d' % number", '%s and %s' % (type(name).__name__, type(value).__name__)),
+               headers=((name, value),)) for name, value in (
+        (b'a', 'sesame'), ('a', SECRET), ('a', 'sesame'), (b'a', 1), (b'a', None), (None, SECRET),
+        (b'a', bytearray(SECRET)), (b'a', [SECRET]), ((b'a', b'b'), SECRET))),
+    bad_type((HEADERS, 'not a dict: give its items()'), headers={b'a': SECRET}),
+    *(bad_type(headers=headers) for headers in (None, 1, (1,))),
+    *(bad_type((HEADERS,), headers=headers) for headers in (
+        SECRET, ((b'a',),), ((b'a', b'b', SECRET),), ((),), ('a: sesame',), (b'a: ' + SECRET,))),
+    *(bad_type((HEADERS, COMMA), headers=headers) for headers in (
+        (b'a', SECRET), [b'content-length', SECRET], (b'te', b'no'), (b'te', SECRET),
+        iter((b'te', SECRET)), (b'te',), ('te', 'sesame'))),
+    *(bad_type((PARAMS_WORDS, COMMA), params=params) for params in (
+        ('a', 'b'), ('ab', 'cd'), ['ab', 'cd'], (b'ab', b'cd'), ('ab',), (('a', 'b'), 'cd'))),
+    *(bad_type((PARAMS_WORDS,), params=params) for params in (
+        1, (1,), 'abc', (('a',),), (('a', 'b', 'c'),))),
+    *(bad_type(('params have None at', name, 'leave out'), params=params) for name, params in (
+        ("'a'", {'a': None}), ("'a'", (('a', None),)), ("'a'", {'a': [1, None]}),
+        ("'b'", {'a': 1, 'b': (None,)}), ("'a'", {'a': {None}}), ('NoneType', {None: 'a'}),
+        ("b'a'", {b'a': None}))),
+    *(bad_type(('params', 'UTF-8'), UnicodeError, params=(pair,))
+      for pair in (('a', '\ud800'), ('\ud800', 'a'))),
+    *(bad_type(('body must be a function', kind, advice), body=body) for body, kind, advice in (
+        (SECRET, 'bytes', 'streamed(data)'), ([SECRET], 'list', 'streamed(data)'),
+        ('sesame', 'str', 'streamed(text.encode())'), (None, 'NoneType', 'leave it out'),
+        (iter(()), 'iterator', 'async def that yields'),
+        ((chunk for chunk in (SECRET,)), 'generator', 'async def that yields'),
+        (io.BytesIO(SECRET), 'BytesIO', 'async def that yields what it reads'),
+        (streamed(SECRET)(), 'async_generator', 'the function that makes it, uncalled'))),
+    *(bad_type(('body_args must be an iterable', 'body_kwargs a dict'), **arguments)
+      for arguments in ({'body_args': 5}, {'body_kwargs': 5}, {'body_kwargs': (1, 2)},
+                        {'body_kwargs': (('a',),)})),
 )
 
 REFUSED = (*BAD_URLS, *BAD_METHODS, *BAD_FIELDS, *BAD_TYPES)
@@ -1931,64 +1668,41 @@ class RefusedTest(TestCase):
         pools = {version: self.pool(get_dns_resolver=names, http_version=version)
                  for version in (b'HTTP/1.1', b'HTTP/1.0')}
         for row in rows:
-            with self.subTest(row.name):
+            with self.subTest(brief(row)):
                 arguments = {**good, **row.arguments}
                 request = pools[arguments.pop('version', b'HTTP/1.1')]
                 if isinstance(arguments['url'], str):
                     arguments['url'] = arguments['url'].replace('{}', str(server.port))
                 exception = await self.fails(
                     HttpInvalidRequest, fetch(request, **arguments), cause=row.cause)
-                self.check_message(exception, row.words)
+                self.assert_says(exception, *row.words)
                 self.assertEqual((names.queries, len(server.peers), called), ([], 0, []))
         await self.turns()
         self.assertEqual(server.peers, [])
+        await fetch(pools[b'HTTP/1.1'], b'GET', server.url)  # A pool works on after refusals
 
-    def check_message(self, exception, words):
-        for words_of_it in words:
-            self.assertIn(words_of_it, str(exception))
-        self.assertRegex(str(exception), r'\A[ -~]{10,300}\Z')
-        self.assertNotIn(SECRET.decode(), repr((exception, exception.__cause__)))
+    test_urls = of_each(BAD_URLS)
+    test_methods = of_each(BAD_METHODS)
+    test_header_fields = of_each(BAD_FIELDS)
+    test_types_of_arguments = of_each(BAD_TYPES)
 
-    async def test_urls(self):
-        await self.each(BAD_URLS)
-
-    async def test_methods(self):
-        await self.each(BAD_METHODS)
-
-    async def test_header_fields(self):
-        await self.each(BAD_FIELDS)
-
-    async def test_types_of_arguments(self):
-        await self.each(BAD_TYPES)
-
-    def test_rows_have_names_of_their_own(self):
-        for rows, least in ((SENT, 220), (REFUSED, 800), (BAD_BODIES, 60)):
-            names = collections.Counter(row.name for row in rows)
-            self.assertEqual([name for name, count in names.items() if count > 1], [])
-            self.assertGreater(len(names), least)
+    def test_no_row_is_there_twice(self):
+        for rows, least in ((SENT, 250), (REFUSED, 900), (BAD_BODIES, 90), (RESPONSES, 380)):
+            counts = collections.Counter(map(repr, rows))
+            self.assertEqual([row[:500] for row, count in counts.items() if count > 1], [])
+            self.assertGreater(len(counts), least)
 
     async def test_version_of_a_pool_is_checked(self):
-        for name, version in (
-                ('CVE-2023-49081: CRLF', b'HTTP/1.1\r\nx: y'), ('LF', b'HTTP/1.1\n'),
-                ('of HTTP/2', b'HTTP/2'), ('lower case', b'http/1.1'), ('empty', b''),
-                ('str', 'HTTP/1.1'), ('None', None), ('other digits', b'HTTP/1.2')):
-            with self.subTest(name), self.assertRaisesRegex(ValueError, 'http_version must be'):
+        for version in (b'HTTP/1.1\r\nx: y', b'HTTP/1.1\n', b'HTTP/2', b'http/1.1', b'', None,
+                        'HTTP/1.1', b'HTTP/1.2'):  # The first is CVE-2023-49081
+            with self.subTest(version), self.assertRaisesRegex(ValueError, 'http_version must be'):
                 Pool(http_version=version)
 
-    async def test_pool_works_on_after_a_refusal(self):
-        server = self.serve(OK)
-        request = self.pool()
-        await self.fails(HttpInvalidRequest, request(b'G T', server.url))
-        self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
-
-    async def test_long_hosts_take_no_time(self):
-        start = time.process_time()
-        for host in ('\u00fc' * 10**6, '\u00fc.' * 10**6, '\u1e9b\u0323' * 10**6, 'a' * 10**6):
+    async def test_long_hosts_and_urls_take_no_time(self):
+        start, size, million = time.process_time(), 300000, 10**6
+        for host in ('\u00fc' * million, '\u00fc.' * million, '\u1e9b\u0323' * million,
+                     'a' * million):
             await self.fails(HttpInvalidRequest, self.pool()(b'GET', 'http://%s/' % host), '253')
-        self.assertLess(time.process_time() - start, 2)
-
-    async def test_long_urls_take_no_time(self):
-        start, size = time.process_time(), 300000
         for url in ('http://' + '@' * size, 'http://' + ':' * size, 'http://[' + ':' * size,
                     'http://' + '.' * size, 'h' * size, 'http://a/' + '%' * size + '\n',
                     'http://' + '1.' * size, 'http://a:' + '9' * size):
@@ -2002,11 +1716,10 @@ class RefusedTest(TestCase):
 class MistakesTest(TestCase):
     """What a newcomer gets wrong is answered by what to write instead."""
 
-    async def refused(self, words, body, **arguments):
+    async def refused(self, words, body, cause=TypeError, headers=((b'content-length', b'2'),)):
         server = self.serve(OK)
-        arguments = {'headers': ((b'content-length', b'2'),), **arguments}
         await self.fails(HttpInvalidRequest, self.pool()(
-            b'POST', server.url, body=body, **arguments), words, TypeError)
+            b'POST', server.url, body=body, headers=headers), words, cause)
         self.assertEqual(server.requests, [])
 
     async def test_body_function_that_is_not_asynchronous_is_told_of_async_def(self):
@@ -2014,8 +1727,7 @@ class MistakesTest(TestCase):
             yield b'ab'
         for name, body in (('generator', generator), ('bytes', lambda: b'ab'),
                            ('NoneType', lambda: None), ('BytesIO', io.BytesIO)):
-            with self.subTest(name):
-                await self.refused('as an async def with yield does, not %s' % name, body)
+            await self.refused('as an async def with yield does, not %s' % name, body)
 
     async def test_body_that_returns_rather_than_yields_is_told_of_yield(self):
         async def body():
@@ -2025,29 +1737,24 @@ class MistakesTest(TestCase):
         coroutine.close()
 
     async def test_body_that_yields_text_is_told_of_bytes(self):
-        for chunk, kind in (('ab', 'str'), (None, 'NoneType'), (1, 'int'), ([97], 'list')):
-            with self.subTest(kind):
-                await self.refused(
-                    'it must yield bytes, bytearray or memoryview, not %s' % kind,
-                    streamed(chunk))
+        for chunk in ('ab', None, 1, [97]):
+            await self.refused('it must yield bytes, bytearray or memoryview, not %s'
+                               % type(chunk).__name__, streamed(chunk))
 
     async def test_streamed_that_is_not_called_is_told_what_it_misses(self):
         await self.refused("streamed() missing 1 required positional argument: 'data'", streamed)
 
     async def test_body_without_length_is_told_the_header(self):
-        server = self.serve(OK)
-        await self.fails(HttpInvalidRequest, self.pool()(
-            b'POST', server.url, body=streamed(b'ab')),
-            "(b'content-length', b'%d' % len(data)) in headers")
+        await self.refused("(b'content-length', b'%d' % len(data)) in headers", streamed(b'ab'),
+                           ValueError, headers=())
 
     async def test_buffered_of_what_is_no_body_says_what_to_write(self):
         server = self.serve(OK)
         not_awaited = self.pool()(b'GET', server.url)
         words = 'code, headers, body = await request(...), and then await buffered(body)'
         for argument in (not_awaited, (b'200', (), None), b'ab', None):
-            kind = type(argument).__name__
-            with self.subTest(kind):
-                await self.fails(TypeError, buffered(argument), 'not %s: %s' % (kind, words))
+            await self.fails(TypeError, buffered(argument),
+                             'not %s: %s' % (type(argument).__name__, words))
         not_awaited.close()
 
     async def test_buffered_passes_on_the_type_error_of_an_iterable(self):
@@ -2073,8 +1780,7 @@ class MistakesTest(TestCase):
         run_once(close())
 
     async def test_request_in_another_thread_says_that_the_pool_is_of_another_loop(self):
-        server = self.serve(OK)
-        request = self.pool()
+        server, request = self.serve(OK), self.pool()
         await fetch(request, b'GET', server.url)
         errors = []
 
@@ -2099,143 +1805,100 @@ def run_once(coroutine):
 class BodyRow(typing.NamedTuple):
     """Chunks of the caller's that break their framing after so many good bytes."""
 
-    name: str
     headers: typing.Tuple[typing.Tuple[bytes, bytes], ...]
     chunks: typing.Sequence[bytes]
     good: int
     words: typing.Tuple[str, ...]
 
 
-def bad_length_body(name, length, chunks, *words):
-    data = b''.join(chunks)
-    return BodyRow(name, content_length(length), chunks, min(length, len(data)), words)
+def unframed(*chunks, headers=()):
+    return BodyRow(headers, chunks, 0, ('neither content-length nor transfer-encoding',))
 
 
-def bad_chunks_body(name, good, *bad):
+def bad_length_body(length, *chunks, words=('more bytes than content-length says',)):
+    return BodyRow(content_length(length), chunks, min(length, len(b''.join(chunks))), words)
+
+
+def bad_chunks_body(good, *bad):
     """Chunks whose bytes are well-formed up to those that are bad."""
     first, *others = bad
-    return BodyRow(name, IN_CHUNKS, [good + first, *others], len(good),
+    return BodyRow(IN_CHUNKS, [good + first, *others], len(good),
                    ('chunked body', 'lowhaio_chunked encodes them'))
 
 
-def after_last_chunk(name, good, *bad):
-    return BodyRow(name, IN_CHUNKS, [good, *bad], len(good), ('last chunk',))
+def after_last_chunk(good, *bad):
+    return BodyRow(IN_CHUNKS, [good, *bad], len(good), ('last chunk',))
 
 
-def no_last_chunk(name, *chunks):
-    return BodyRow(name, IN_CHUNKS, chunks, len(b''.join(chunks)),
+def no_last_chunk(*chunks):
+    return BodyRow(IN_CHUNKS, chunks, len(b''.join(chunks)),
                    ('last chunk', 'lowhaio_chunked encodes them'))
 
 
-UNFRAMED = ('neither content-length nor transfer-encoding',)
-MORE = ('more bytes than content-length says',)
-
 BAD_BODIES = (
-    BodyRow('CVE-2020-35863: request as a body without framing', (), [GET], 0, UNFRAMED),
-    BodyRow('CVE-2020-35863: without framing but connection: close', (CLOSE,), [GET], 0, UNFRAMED),
-    BodyRow('bytes without framing', (), [SECRET], 0, UNFRAMED),
-    BodyRow('bytes without framing after empty chunks', (), [b'', b'', SECRET], 0, UNFRAMED),
-    BodyRow('bytearray without framing', (), [bytearray(SECRET)], 0, UNFRAMED),
-    BodyRow('large bytes without framing', (), [LARGE], 0, UNFRAMED),
-    bad_length_body('bytes with a content-length of 0', 0, [SECRET], *MORE),
-    bad_length_body('one byte more in one chunk', 6, [b'sesame.'], *MORE),
-    bad_length_body('one byte more in a chunk of its own', 6, [SECRET, b'.'], *MORE),
-    bad_length_body('one byte more after empty chunks', 6, [SECRET, b'', b'', b'.'], *MORE),
-    bad_length_body('CVE-2020-35863: request after the body', 6, [SECRET, GET], *MORE),
-    bad_length_body('request after the body, in its chunk', 6, [SECRET + GET], *MORE),
-    bad_length_body('one byte more in memoryviews', 2, [memoryview(b'ab'), memoryview(b'c')],
-                    *MORE),
-    bad_length_body('one item of two bytes', 1, [memoryview(b'ab').cast('H')], *MORE),
-    bad_length_body('no bytes', 3, [], '0 of its 3 bytes'),
-    bad_length_body('empty chunks alone', 3, [b'', b''], '0 of its 3 bytes'),
-    bad_length_body('one byte fewer', 7, [SECRET], '6 of its 7 bytes'),
-    bad_length_body('one byte fewer in several chunks', 8, [b'ses', b'', b'ame', b'.'],
-                    '7 of its 8 bytes'),
-    bad_length_body('fewer bytes than a large content-length', 10 ** 19 - 1, [SECRET],
-                    '6 of its 9999999999999999999 bytes'),
-    bad_chunks_body('no chunks', b'', b'sesame'),
-    bad_chunks_body('JSON in place of chunks', b'', b'{"sesame": 1}'),
-    bad_chunks_body('line in place of chunks', b'', b'sesame\r\n'),
-    bad_chunks_body('digits in place of chunks', b'12', b'.5'),
-    bad_chunks_body('NULs in place of chunks', b'', bytes(9)),
-    bad_chunks_body('request in place of chunks', b'', GET),
-    bad_chunks_body('hex digits of a body that is no chunks', b'feed ', b'sesame'),
-    bad_chunks_body('size of no digits', b'', b'\r\nsesame'),
-    bad_chunks_body('size of a letter that is no hex digit', b'', b'g\r\n'),
-    bad_chunks_body('size with a plus', b'', b'+6\r\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('size with a minus', b'', b'-6\r\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('size with a space first', b'', b' 6\r\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('size with an underscore', b'1', b'_0\r\nsesame'),
-    bad_chunks_body('size with 0x', b'0', b'x6\r\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('size with a comma', b'6', b',\r\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('size of two numbers', b'6 ', b'6\r\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('size of 17 digits', b'0' * 16, b'6\r\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('size of 64 bits and more', b'1' + b'0' * 15, b'00000006\r\nsesame'),
-    bad_chunks_body('size and bare LF', b'6', b'\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('size and bare CR', b'6\r', b'sesame\r\n0\r\n\r\n'),
-    bad_chunks_body('size and CR CR LF', b'6\r', b'\r\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('size and NUL', b'6', b'\0\r\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('size and non-ASCII', b'6', b'\xa0\r\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('extension with LF', b'6;a', b'\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('extension with bare CR', b'6;a\r', b'b\r\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('extension with NUL', b'6;a', b'\0\r\nsesame\r\n0\r\n\r\n'),
-    bad_chunks_body('extension of the last chunk with LF', b'0;a', b'\nGET / HTTP/1.1\r\n\r\n'),
-    bad_chunks_body('one byte more than the size says', b'6\r\nsesame', b'.\r\n0\r\n\r\n'),
-    bad_chunks_body('one byte fewer than the size says', b'7\r\nsesame\r', b'\n0\r\n\r\n'),
-    bad_chunks_body('no CRLF after a chunk', b'6\r\nsesame', b'0\r\n\r\n'),
-    bad_chunks_body('bare LF after a chunk', b'6\r\nsesame', b'\n0\r\n\r\n'),
-    bad_chunks_body('bare CR after a chunk', b'6\r\nsesame\r', b'0\r\n\r\n'),
-    bad_chunks_body('bare CR after a chunk, in a chunk of its own', b'6\r\nsesame\r', b'',
-                    b'0\r\n\r\n'),
-    bad_chunks_body('LF CR after a chunk', b'6\r\nsesame', b'\n\r0\r\n\r\n'),
-    bad_chunks_body('empty line between chunks', b'6\r\nsesame\r\n', b'\r\n0\r\n\r\n'),
-    bad_chunks_body('second chunk is garbage', b'1\r\na\r\n', b'sesame'),
-    bad_chunks_body('second chunk is garbage, and comes alone', b'1\r\na\r\n', b'', b'sesame'),
-    bad_chunks_body('bare LF after the last chunk', b'0', b'\n\n'),
-    bad_chunks_body('bare CR after the last chunk', b'0\r', b'\rGET / HTTP/1.1\r\n\r\n'),
-    bad_chunks_body('bare LF in place of trailers', b'0\r\n', b'\nGET / HTTP/1.1\r\n\r\n'),
-    bad_chunks_body('bare CR in place of trailers', b'0\r\n\r', b'\rGET / HTTP/1.1\r\n\r\n'),
-    bad_chunks_body('trailer with bare LF', b'0\r\na: sesame', b'\n\nGET / HTTP/1.1\r\n\r\n'),
-    bad_chunks_body('trailer with bare CR', b'0\r\na: sesame\r', b'b: c\r\n\r\n'),
-    bad_chunks_body('trailer with NUL', b'0\r\na: sesame', b'\0\r\n\r\n'),
-    bad_chunks_body('trailer without a colon', b'0\r\nsesame', b'\r\n\r\n'),
-    bad_chunks_body('trailer with a space in its name', b'0\r\na', b' sesame: b\r\n\r\n'),
-    bad_chunks_body('trailer without a name', b'0\r\n', b': sesame\r\n\r\n'),
-    bad_chunks_body('second trailer without a colon', b'0\r\na: b\r\nc', b'\r\n\r\n'),
-    bad_chunks_body('space before the colon of a trailer', b'0\r\nsesame', b' : b\r\n\r\n'),
-    bad_chunks_body('request in place of trailers', b'0\r\nGET', b' / HTTP/1.1\r\na: b\r\n\r\n'),
-    after_last_chunk('one byte after the last chunk', b'0\r\n\r\n', b'.'),
-    after_last_chunk('line end after the last chunk', b'0\r\n\r\n', b'\r\n'),
-    after_last_chunk('request after the last chunk', b'6\r\nsesame\r\n0\r\n\r\n', GET),
-    after_last_chunk('request after empty chunks after the last chunk', b'0\r\n\r\n', b'', b'',
-                     GET),
-    after_last_chunk('request after trailers', b'0\r\na: sesame\r\n\r\n', GET),
-    after_last_chunk('last chunk twice', b'0\r\n\r\n', b'0\r\n\r\n'),
-    BodyRow('request in the chunk of the last one', IN_CHUNKS, [b'0\r\n\r\n' + GET], 5,
+    unframed(GET),  # CVE-2020-35863
+    unframed(GET, headers=(CLOSE,)),
+    unframed(SECRET),
+    unframed(b'', b'', SECRET),
+    unframed(bytearray(SECRET)),
+    unframed(LARGE),
+    bad_length_body(0, SECRET),
+    *(bad_length_body(6, *chunks) for chunks in (
+        (b'sesame.',), (SECRET, b'.'), (SECRET, b'', b'', b'.'), (SECRET, GET), (SECRET + GET,))),
+    bad_length_body(2, memoryview(b'ab'), memoryview(b'c')),
+    bad_length_body(1, memoryview(b'ab').cast('H')),
+    bad_length_body(3, words=('0 of its 3 bytes',)),
+    bad_length_body(3, b'', b'', words=('0 of its 3 bytes',)),
+    bad_length_body(7, SECRET, words=('6 of its 7 bytes',)),
+    bad_length_body(8, b'ses', b'', b'ame', b'.', words=('7 of its 8 bytes',)),
+    bad_length_body(10 ** 19 - 1, SECRET, words=('6 of its 9999999999999999999 bytes',)),
+    *(bad_chunks_body(good, bad) for good, bad in (
+        # What is no chunks at all
+        (b'', b'sesame'), (b'', b'{"sesame": 1}'), (b'', b'sesame\r\n'), (b'12', b'.5'),
+        (b'', bytes(9)), (b'', GET), (b'feed ', b'sesame'),
+        # The size, and the end of its line
+        (b'', b'\r\nsesame'), (b'', b'g\r\n'), (b'', b'+6\r\nsesame\r\n0\r\n\r\n'),
+        (b'', b'-6\r\nsesame\r\n0\r\n\r\n'), (b'', b' 6\r\nsesame\r\n0\r\n\r\n'),
+        (b'1', b'_0\r\nsesame'), (b'0', b'x6\r\nsesame\r\n0\r\n\r\n'),
+        (b'6', b',\r\nsesame\r\n0\r\n\r\n'), (b'6 ', b'6\r\nsesame\r\n0\r\n\r\n'),
+        (b'0' * 16, b'6\r\nsesame\r\n0\r\n\r\n'), (b'1' + b'0' * 15, b'00000006\r\nsesame'),
+        (b'6', b'\nsesame\r\n0\r\n\r\n'), (b'6\r', b'sesame\r\n0\r\n\r\n'),
+        (b'6\r', b'\r\nsesame\r\n0\r\n\r\n'), (b'6', b'\0\r\nsesame\r\n0\r\n\r\n'),
+        (b'6', b'\xa0\r\nsesame\r\n0\r\n\r\n'),
+        # Extensions
+        (b'6;a', b'\nsesame\r\n0\r\n\r\n'), (b'6;a\r', b'b\r\nsesame\r\n0\r\n\r\n'),
+        (b'6;a', b'\0\r\nsesame\r\n0\r\n\r\n'), (b'0;a', b'\nGET / HTTP/1.1\r\n\r\n'),
+        # The end of a chunk
+        (b'6\r\nsesame', b'.\r\n0\r\n\r\n'), (b'7\r\nsesame\r', b'\n0\r\n\r\n'),
+        (b'6\r\nsesame', b'0\r\n\r\n'), (b'6\r\nsesame', b'\n0\r\n\r\n'),
+        (b'6\r\nsesame\r', b'0\r\n\r\n'), (b'6\r\nsesame', b'\n\r0\r\n\r\n'),
+        (b'6\r\nsesame\r\n', b'\r\n0\r\n\r\n'), (b'1\r\na\r\n', b'sesame'),
+        # The last chunk and trailers
+        (b'0', b'\n\n'), (b'0\r', b'\rGET / HTTP/1.1\r\n\r\n'),
+        (b'0\r\n', b'\nGET / HTTP/1.1\r\n\r\n'), (b'0\r\n\r', b'\rGET / HTTP/1.1\r\n\r\n'),
+        (b'0\r\na: sesame', b'\n\nGET / HTTP/1.1\r\n\r\n'), (b'0\r\na: sesame\r', b'b: c\r\n\r\n'),
+        (b'0\r\na: sesame', b'\0\r\n\r\n'), (b'0\r\nsesame', b'\r\n\r\n'),
+        (b'0\r\na', b' sesame: b\r\n\r\n'), (b'0\r\n', b': sesame\r\n\r\n'),
+        (b'0\r\na: b\r\nc', b'\r\n\r\n'), (b'0\r\nsesame', b' : b\r\n\r\n'),
+        (b'0\r\nGET', b' / HTTP/1.1\r\na: b\r\n\r\n'))),
+    bad_chunks_body(b'6\r\nsesame\r', b'', b'0\r\n\r\n'),
+    bad_chunks_body(b'1\r\na\r\n', b'', b'sesame'),
+    *(after_last_chunk(*chunks) for chunks in (
+        (b'0\r\n\r\n', b'.'), (b'0\r\n\r\n', b'\r\n'), (b'6\r\nsesame\r\n0\r\n\r\n', GET),
+        (b'0\r\n\r\n', b'', b'', GET), (b'0\r\na: sesame\r\n\r\n', GET),
+        (b'0\r\n\r\n', b'0\r\n\r\n'),
+        # Empty chunks that lowhaio_chunked 0.0.5 takes for any other: the first, the last
+        (b'0\r\n\r\n', b'12\r\nGET /sesame HTTP/\r\n', b'0\r\n\r\n'))),
+    BodyRow(IN_CHUNKS, [b'6\r\nsesame\r\n', b'0\r\n\r\n', b'0\r\n\r\n'], 16, ('last chunk',)),
+    BodyRow(IN_CHUNKS, [b'1\r\na\r\n', b'0\r\n\r\n', b'6\r\nsesame\r\n', b'0\r\n\r\n'], 11,
             ('last chunk',)),
-    BodyRow('lowhaio_chunked 0.0.5: empty chunk in mid-body', IN_CHUNKS, [
-        b'1\r\na\r\n', b'0\r\n\r\n', b'6\r\nsesame\r\n', b'0\r\n\r\n'], 11, ('last chunk',)),
-    BodyRow('lowhaio_chunked 0.0.5: empty chunk at the end', IN_CHUNKS, [
-        b'6\r\nsesame\r\n', b'0\r\n\r\n', b'0\r\n\r\n'], 16, ('last chunk',)),
-    BodyRow('lowhaio_chunked 0.0.5: empty chunk first', IN_CHUNKS, [
-        b'0\r\n\r\n', b'12\r\nGET /sesame HTTP/\r\n', b'0\r\n\r\n'], 5, ('last chunk',)),
-    no_last_chunk('no bytes in place of chunks'),
-    no_last_chunk('empty chunks in place of chunks', b'', b''),
-    no_last_chunk('end within a size', b'6'),
-    no_last_chunk('end within the line end of a size', b'6\r'),
-    no_last_chunk('end after a size', b'6\r\n'),
-    no_last_chunk('end within an extension', b'6;sesame'),
-    no_last_chunk('end within a chunk', b'6\r\nses', b'am'),
-    no_last_chunk('end after the bytes of a chunk', b'6\r\nsesame'),
-    no_last_chunk('end within the line end of a chunk', b'6\r\nsesame\r'),
-    no_last_chunk('end after a chunk', b'6\r\nsesame\r\n'),
-    no_last_chunk('end within the last chunk', b'6\r\nsesame\r\n', b'0'),
-    no_last_chunk('end before the trailers', b'6\r\nsesame\r\n', b'0\r\n'),
-    no_last_chunk('end within the last line end', b'0\r\n\r'),
-    no_last_chunk('end within a trailer', b'0\r\na: sesame'),
-    no_last_chunk('end after a trailer', b'0\r\na: sesame\r\n'),
-    BodyRow('chunks in gzip and chunked', ((b'transfer-encoding', b'gzip, chunked'),), [SECRET], 0,
-            ('chunked body',)),
+    BodyRow(IN_CHUNKS, [b'0\r\n\r\n' + GET], 5, ('last chunk',)),
+    *(no_last_chunk(*chunks) for chunks in (
+        (), (b'', b''), (b'6',), (b'6\r',), (b'6\r\n',), (b'6;sesame',), (b'6\r\nses', b'am'),
+        (b'6\r\nsesame',), (b'6\r\nsesame\r',), (b'6\r\nsesame\r\n',), (b'6\r\nsesame\r\n', b'0'),
+        (b'6\r\nsesame\r\n', b'0\r\n'), (b'0\r\n\r',), (b'0\r\na: sesame',),
+        (b'0\r\na: sesame\r\n',))),
+    BodyRow(((b'transfer-encoding', b'gzip, chunked'),), [SECRET], 0, ('chunked body',)),
 )
 
 
@@ -2261,15 +1924,11 @@ class BadBodyTest(TestCase):
             HttpDataError if waits else HttpInvalidRequest,
             fetch(request, b'PUT', server.url, headers=row.headers, body=body),
             'the body of the request: ', cause=ValueError)
-        for words in row.words:
-            self.assertIn(words, str(exception))
-        self.assertRegex(str(exception), r'\A[ -~]{10,300}\Z')
-        self.assertNotIn(SECRET.decode(), repr((exception, exception.__cause__)))
+        self.assert_says(exception, *row.words)
         self.assertEqual(closed, [True])
         received = await (await server.accept()).ended()
-        lines = b''.join(b'%b: %b\r\n' % header for header in row.headers)
         self.assertEqual(received, b'PUT / HTTP/1.1\r\nhost: localhost\r\n%b\r\n%b' % (
-            lines, wire) if waits else b'')
+            field_lines(row.headers), wire) if waits else b'')
         await close()
         server.close()
 
@@ -2281,16 +1940,15 @@ class BadBodyTest(TestCase):
                 if len(chunks) > row.good:
                     break
                 whole = chunks
-            with self.subTest(row.name):
+            with self.subTest(brief(row)):
                 await self.check(row, row.chunks, False, b'')
-            with self.subTest(row.name, waits='before each chunk'):
+            with self.subTest(brief(row), waits='before each chunk'):
                 await self.check(row, row.chunks, True, whole)
             if len(data) < 1000:
-                with self.subTest(row.name, waits='before each byte'):
+                with self.subTest(brief(row), waits='before each byte'):
                     await self.check(row, by_bytes(data), True, data[:row.good])
 
-    async def test_bodies_that_break_their_framing(self):
-        await self.each(BAD_BODIES)
+    test_bodies_that_break_their_framing = of_each(BAD_BODIES)
 
 
 # ---- Response head (RFC 9112 4, 5) ----
@@ -2299,7 +1957,6 @@ class BadBodyTest(TestCase):
 class Row(typing.NamedTuple):
     """A response, and what must come of it: an exception with these words, or a result."""
 
-    name: str
     data: bytes
     error: typing.Optional[type] = None
     words: typing.Tuple[str, ...] = ()
@@ -2312,225 +1969,158 @@ class Row(typing.NamedTuple):
     limit: int = 16384  # max_header_length
 
 
-def good(name, data, headers=(), body=b'', reused=True, **kwargs):
-    return Row(name, data, headers=headers, body=body, reused=reused, **kwargs)
+def good(data, headers=(), body=b'', reused=True, **kwargs):
+    return Row(data, headers=headers, body=body, reused=reused, **kwargs)
 
 
-def bad(name, data, *words, error=HttpInvalidResponse, **kwargs):
-    return Row(name, data, error, words, **kwargs)
+def framed(lines, payload=b'', body=None, reused=True, status=b'HTTP/1.1 200 OK', **kwargs):
+    """A response of these field lines, the last one without its end, whose payload is its body."""
+    headers = tuple((name.lower(), value) for name, _, value in (
+        line.partition(b': ') for line in lines.split(b'\r\n') if lines))
+    head = b'\r\n'.join((status, lines) if lines else (status,))
+    return good(head + b'\r\n\r\n' + payload, headers, payload if body is None else body, reused,
+                code=status[9:12], **kwargs)
 
 
-def early_end(name, data, *words, **kwargs):
-    return bad(name, data, *words, error=HttpConnectionClosedError, closes=True, **kwargs)
+def bad(data, *words, error=HttpInvalidResponse, **kwargs):
+    return Row(data, error, words, **kwargs)
 
 
-def too_long(name, data, *words, **kwargs):
-    return bad(name, data, 'max_header_length', *words, error=HttpHeaderTooLong, **kwargs)
+def early_end(data, *words, **kwargs):
+    return bad(data, *words, error=HttpConnectionClosedError, closes=True, **kwargs)
+
+
+def too_long(limit, data, *words):
+    return bad(data, 'max_header_length', *words, error=HttpHeaderTooLong, limit=limit)
 
 
 HEAD = b'HTTP/1.1 200 OK\r\n'
 LENGTH = (b'content-length', b'2')
 
 
-def good_status(name, line, code=b'200', reused=True):
-    data = line + b'\r\ncontent-length: 2\r\n\r\nok'
-    return good(name, data, (LENGTH,), b'ok', reused, code=code)
+def good_status(line, reused=True):
+    return framed(b'content-length: 2', b'ok', reused=reused, status=line)
 
 
-def bad_status(name, line, *words):
-    return bad(name, line + b'\r\ncontent-length: 0\r\n\r\n', 'line 1 of the head', *words)
+def bad_status(line, *words):
+    return bad(line + b'\r\ncontent-length: 0\r\n\r\n', 'line 1 of the head', *words)
 
 
 STATUS_LINES = (
-    good_status('status line', b'HTTP/1.1 200 OK'),
-    good_status('reason of several words', b'HTTP/1.1 404 Not  Found', b'404'),
-    good_status('empty reason', b'HTTP/1.1 200 '),
-    good_status('no reason, nor the space before', b'HTTP/1.1 200'),
-    good_status('space before the reason', b'HTTP/1.1 200  OK'),
-    good_status('reason of any bytes', b'HTTP/1.1 200 \xff\x80\t\x01\x7f:'),
-    good_status('newer minor version', b'HTTP/1.9 200 OK'),
-    good_status('HTTP/1.0 is not kept alive', b'HTTP/1.0 200 OK', reused=False),
-    good_status('smallest final code', b'HTTP/1.1 000 ?', b'000'),
-    good_status('largest code', b'HTTP/1.1 999 ?', b'999'),
-    good_status('unknown code of a class', b'HTTP/1.1 299 ?', b'299'),
-    bad_status('garbage', b'garbage', 'HTTP/1.x', "b'g"),
-    bad_status('empty line first', b'\r\nHTTP/1.1 200 OK'),
-    bad_status('space first', b' HTTP/1.1 200 OK'),
-    bad_status('line feed first', b'\nHTTP/1.1 200 OK'),
-    bad_status('NUL first', b'\0HTTP/1.1 200 OK', "'\\x00"),
-    bad_status('UTF-8 byte order mark first', b'\xef\xbb\xbfHTTP/1.1 200 OK'),
-    bad_status('HTTP/2', b'HTTP/2 200'),
-    bad_status('HTTP/2.0', b'HTTP/2.0 200 OK'),
-    bad_status('HTTP/0.9', b'HTTP/0.9 200 OK'),
-    bad_status('HTTP/11', b'HTTP/11 200 OK'),
-    bad_status('no minor version', b'HTTP/1 200 OK'),
-    bad_status('empty minor version', b'HTTP/1. 200 OK'),
-    bad_status('minor version of two digits', b'HTTP/1.10 200 OK'),
-    bad_status('minor version of a letter', b'HTTP/1.x 200 OK'),
-    bad_status('version in lower case', b'http/1.1 200 OK'),
-    bad_status('HTTPS/1.1', b'HTTPS/1.1 200 OK'),
-    bad_status('ICY', b'ICY 200 OK'),
-    bad_status('SSH', b'SSH-2.0-OpenSSH_9.2', "b'S"),
-    bad('TLS alert', b'\x15\x03\x01\0\x02\x02\x28', 'line 1 of the head'),
-    bad_status('HTTP/0.9 body', b'<html>', "b'<"),
-    bad_status('code of no digits', b'HTTP/1.1 '),
-    bad_status('code of two digits', b'HTTP/1.1 20 OK'),
-    bad_status('code of four digits', b'HTTP/1.1 2000 OK'),
-    bad_status('code of letters', b'HTTP/1.1 2xx OK'),
-    bad_status('code with sign', b'HTTP/1.1 +20 OK'),
-    bad_status('code of Arabic digits (CVE-2025-69224)',
-               'HTTP/1.1 \u0662\u0660\u0660 OK'.encode()),
-    bad_status('two spaces before the code', b'HTTP/1.1  200 OK'),
-    bad_status('tab before the code', b'HTTP/1.1\t200 OK'),
-    bad_status('tab after the code', b'HTTP/1.1 200\tOK'),
-    bad_status('no space after the code', b'HTTP/1.1 200OK'),
-    bad_status('no space before the code', b'HTTP/1.1200 OK'),
-    bad_status('NUL for the reason', b'HTTP/1.1 200 \0'),
-    bad_status('NUL in the reason', b'HTTP/1.1 200 O\0K'),
-    bad_status('bare CR in the reason', b'HTTP/1.1 200 O\rK'),
-    bad_status('bare CR at the end', b'HTTP/1.1 200 OK\r'),
-    bad('bare LF after the status line', b'HTTP/1.1 200 OK\ncontent-length: 0\r\n\r\n',
-        'line 1 of the head'),
-    bad('bare LFs only', b'HTTP/1.1 200 OK\ncontent-length: 0\n\n', 'line 1'),
-    early_end('bare CRs only', b'HTTP/1.1 200 OK\rcontent-length: 0\r\r', 'within the head'),
-    bad_status('long status line', b'HTTP/1.1 200 %b\0' % (b'x' * 99),
-               "xxx'..."),
+    *(good_status(line) for line in (
+        b'HTTP/1.1 200 OK', b'HTTP/1.1 404 Not  Found', b'HTTP/1.1 200 ', b'HTTP/1.1 200',
+        b'HTTP/1.1 200  OK', b'HTTP/1.1 200 \xff\x80\t\x01\x7f:', b'HTTP/1.9 200 OK',
+        b'HTTP/1.1 000 ?', b'HTTP/1.1 999 ?', b'HTTP/1.1 299 ?')),
+    good_status(b'HTTP/1.0 200 OK', reused=False),
+    *(bad_status(line) for line in (
+        # What is before it
+        b'\r\nHTTP/1.1 200 OK', b' HTTP/1.1 200 OK', b'\nHTTP/1.1 200 OK',
+        b'\xef\xbb\xbfHTTP/1.1 200 OK',
+        # The version
+        b'HTTP/2 200', b'HTTP/2.0 200 OK', b'HTTP/0.9 200 OK', b'HTTP/11 200 OK',
+        b'HTTP/1 200 OK', b'HTTP/1. 200 OK', b'HTTP/1.10 200 OK', b'HTTP/1.x 200 OK',
+        b'http/1.1 200 OK', b'HTTPS/1.1 200 OK', b'ICY 200 OK',
+        # The code; its Arabic digits are CVE-2025-69224
+        b'HTTP/1.1 ', b'HTTP/1.1 20 OK', b'HTTP/1.1 2000 OK', b'HTTP/1.1 2xx OK',
+        b'HTTP/1.1 +20 OK', 'HTTP/1.1 \u0662\u0660\u0660 OK'.encode(), b'HTTP/1.1  200 OK',
+        b'HTTP/1.1\t200 OK', b'HTTP/1.1 200\tOK', b'HTTP/1.1 200OK', b'HTTP/1.1200 OK',
+        # The reason
+        b'HTTP/1.1 200 \0', b'HTTP/1.1 200 O\0K', b'HTTP/1.1 200 O\rK', b'HTTP/1.1 200 OK\r')),
+    *(bad_status(line, words) for line, words in (
+        (b'\0HTTP/1.1 200 OK', "'\\x00"), (b'SSH-2.0-OpenSSH_9.2', "b'S"), (b'<html>', "b'<"),
+        (b'HTTP/1.1 200 %b\0' % (b'x' * 99), "xxx'..."))),
+    bad_status(b'garbage', 'HTTP/1.x', "b'g"),
+    bad(b'\x15\x03\x01\0\x02\x02\x28', 'line 1 of the head'),  # TLS
+    bad(b'HTTP/1.1 200 OK\ncontent-length: 0\r\n\r\n', 'line 1 of the head'),
+    bad(b'HTTP/1.1 200 OK\ncontent-length: 0\n\n', 'line 1'),
+    early_end(b'HTTP/1.1 200 OK\rcontent-length: 0\r\r', 'within the head'),
 )
 
 
-def good_fields(name, lines, *headers):
-    return good(name, b'%b%b\r\ncontent-length: 2\r\n\r\nok' % (HEAD, lines), (*headers, LENGTH),
-                b'ok')
+def good_fields(lines, *headers):
+    return good(b'%b%b\r\ncontent-length: 2\r\n\r\nok' % (HEAD, lines), (*headers, LENGTH), b'ok')
 
 
-def bad_fields(name, lines, *words):
-    return bad(name, b'%b%b\r\ncontent-length: 0\r\n\r\n' % (HEAD, lines), *words)
+def bad_fields(lines, *words):
+    return bad(b'%b%b\r\ncontent-length: 0\r\n\r\n' % (HEAD, lines), *words)
 
 
 TCHARS = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
+BALANCED_LINE_ENDS = (b'a: b\nc: d\n', b'a: b\nc: d\r', b'a: b\rc: d\r', b'a: b\n', b'a: b\r')
+VALUE_BYTES = bytes(sorted({*range(1, 256)} - {10, 13})) + b'.'
 
 FIELD_LINES = (
-    good_fields('names in lower case', b'X-A: B', (b'x-a', b'B')),
-    good_fields('no space after the colon', b'a:b', (b'a', b'b')),
-    good_fields('blanks around the value', b'a: \t b c\t ', (b'a', b'b c')),
-    good_fields('empty values', b'a:\r\nb: \r\nc:\t', (b'a', b''), (b'b', b''), (b'c', b'')),
-    good_fields('duplicates in order', b'a: 1\r\nb: 2\r\nA: 3', (b'a', b'1'), (b'b', b'2'),
-                (b'a', b'3')),
-    good_fields('colons in the value', b'a::b: c', (b'a', b':b: c')),
-    good_fields('every byte of a token', TCHARS + b': a', (TCHARS, b'a')),
-    good_fields('every upper-case letter', b'ABCDEFGHIJKLMNOPQRSTUVWXYZ: a',
-                (b'abcdefghijklmnopqrstuvwxyz', b'a')),
-    good_fields('every byte of a value', b'a: ' + bytes(sorted({*range(1, 256)} - {10, 13})) +
-                b'.', (b'a', bytes(sorted({*range(1, 256)} - {10, 13})) + b'.')),
-    good_fields('vertical tab and form feed are not trimmed', b'a: \x0bb\x0c',
-                (b'a', b'\x0bb\x0c')),
-    good_fields('no-break space is not trimmed', b'a: \xa0b\x85', (b'a', b'\xa0b\x85')),
-    good_fields('letters around the value', b'a: XbX', (b'a', b'XbX')),
-    good_fields('long name', b'X' * 100 + b': a', (b'x' * 100, b'a')),
-    good_fields('quoted string', b'a: "b, \\"c"', (b'a', b'"b, \\"c"')),
-    good_fields('folding with a space', b'a: b\r\n c', (b'a', b'b c')),
-    good_fields('folding with a tab', b'a: b\r\n\tc', (b'a', b'b c')),
-    good_fields('folding with many blanks', b'a: b \t \r\n \t  c', (b'a', b'b c')),
-    good_fields('folding with blanks before and after', b'a:  b\t\r\n c \r\n\td ',
-                (b'a', b'b c d')),
-    good_fields('folding twice', b'a: b\r\n c\r\n d\r\ne: f', (b'a', b'b c d'), (b'e', b'f')),
-    good_fields('folding of an empty value', b'a:\r\n b', (b'a', b'b')),
-    good_fields('folding to nothing', b'a: b\r\n \r\nc: d', (b'a', b'b'), (b'c', b'd')),
-    good_fields('folded line makes no field (CVE-2024-27982)', b'a: b\r\n content-length: 5',
-                (b'a', b'b content-length: 5')),
-    good_fields('folded line without colon', b'a: b\r\n c\r\n\td:', (b'a', b'b c d:')),
-    good('folded content-length', HEAD + b'content-length:\r\n 2\r\n\r\nok', (LENGTH,), b'ok'),
-    good('folded transfer-encoding', HEAD + b'transfer-encoding:\r\n\tchunked\r\n\r\n0\r\n\r\n',
+    *(good_fields(b'a:' + raw, (b'a', value)) for raw, value in (
+        (b'b', b'b'), (b' \t b c\t ', b'b c'), (b':b: c', b':b: c'), (b' XbX', b'XbX'),
+        (b' ' + VALUE_BYTES, VALUE_BYTES), (b' \x0bb\x0c', b'\x0bb\x0c'),
+        (b' \xa0b\x85', b'\xa0b\x85'), (b' "b, \\"c"', b'"b, \\"c"'))),
+    *(good_fields(name + b': B', (name.lower(), b'B')) for name in (
+        b'X-A', TCHARS, b'ABCDEFGHIJKLMNOPQRSTUVWXYZ', b'X' * 100)),
+    good_fields(b'a:\r\nb: \r\nc:\t', (b'a', b''), (b'b', b''), (b'c', b'')),
+    good_fields(b'a: 1\r\nb: 2\r\nA: 3', (b'a', b'1'), (b'b', b'2'), (b'a', b'3')),
+    *(good_fields(b'a:' + raw, (b'a', value)) for raw, value in (  # In several lines
+        (b' b\r\n c', b'b c'), (b' b\r\n\tc', b'b c'), (b' b \t \r\n \t  c', b'b c'),
+        (b'  b\t\r\n c \r\n\td ', b'b c d'), (b'\r\n b', b'b'),
+        (b' b\r\n content-length: 5', b'b content-length: 5'),  # CVE-2024-27982
+        (b' b\r\n c\r\n\td:', b'b c d:'))),
+    good_fields(b'a: b\r\n c\r\n d\r\ne: f', (b'a', b'b c d'), (b'e', b'f')),
+    good_fields(b'a: b\r\n \r\nc: d', (b'a', b'b'), (b'c', b'd')),
+    good(HEAD + b'content-length:\r\n 2\r\n\r\nok', (LENGTH,), b'ok'),
+    good(HEAD + b'transfer-encoding:\r\n\tchunked\r\n\r\n0\r\n\r\n',
          ((b'transfer-encoding', b'chunked'),)),
-    bad('content-length goes on in a fold (CVE-2024-27982)',
-        HEAD + b'content-length: 2\r\n 0\r\n\r\nok', 'content-length', "b'2 0'"),
-    bad_fields('no colon', b'a', 'line 2 of the head'),
-    bad_fields('no name', b': a', 'line 2 of the head'),
-    bad_fields('no name nor value', b':', 'line 2 of the head'),
-    bad_fields('space before the colon (CVE-2021-22959)', b'a : b', 'line 2'),
-    bad_fields('tab before the colon (CVE-2024-23829)', b'a\t: b', 'line 2'),
-    bad_fields('space in a name', b'a b: c', 'line 2'),
-    bad_fields('bytes over 127 in a name (CVE-2025-69224)', b'a\xff: b', 'line 2'),
-    bad_fields('Kelvin sign in a name (CVE-2025-69224)',
-               '\u212aeep-alive: timeout=5'.encode(), 'line 2'),
-    bad_fields('control character in a name', b'a\x01: b', 'line 2'),
-    bad_fields('delete in a name', b'a\x7f: b', 'line 2'),
-    bad_fields('NUL in a name', b'a\0: b', 'line 2'),
-    *(bad_fields('%c in a name (CVE-2023-47627)' % byte, b'a%c: b' % byte, 'line 2')
-      for byte in b'(),/;<=>?@[\\]{}"'),
-    bad_fields('NUL in a value (CVE-2026-34520)', b'a: b\0', 'line 2'),
-    bad_fields('bare CR in a value (CVE-2023-30589)', b'x: y\r\na: b\rc', 'line 3'),
-    bad_fields('bare CR makes no field', b'a: b\rc: d', 'line 2'),
-    bad_fields('bare CR at the end of a line', b'a: b\r', 'line 2'),
-    bad_fields('bare LF ends a line (CVE-2022-35256)', b'a: b\nc: d', 'line 2'),
-    bad_fields('bare LF before CRLF', b'a: b\n', 'line 2'),
-    bad_fields('LF CR', b'a: b\n\rc: d', 'line 2'),
-    bad_fields('CR CR LF LF', b'a: b\r\r\nb: c\n', 'line 2'),
-    bad_fields('bare LF within a fold', b'a: b\r\n c\nd: e', 'line 3'),
-    bad_fields('bare LF before a fold', b'a: b\n c', 'line 2'),
-    bad_fields('space before the first field', b' a: b', 'line 2'),
-    bad_fields('tab before the first field', b'\ta: b', 'line 2'),
-    bad_fields('blanks for the first field', b' \t', 'line 2'),
-    bad_fields('NUL in a fold', b'a: b\r\n c\0d', 'line 3'),
-    bad_fields('bare CR in a fold', b'a: b\r\n c\rd', 'line 3'),
-    bad_fields('a fault after folds', b'a: b\r\n c\r\n\td\r\n \r\ne', 'line 6'),
-    bad_fields('space before a colon in a fold is fine, but not in the next line',
-               b'a: b\r\n c : d\r\ne : f', 'line 4'),
-    bad_fields('status line again', b'HTTP/1.1 200 OK', 'line 2'),
-    bad_fields('long line', b'a b' + b'c' * 300, 'line 2', "b'a b%s'..." % ('c' * 77)),
-    bad('empty line is not two line feeds', HEAD + b'a: b\r\n\n', 'line 3'),
-    bad('bare LF for the last line end', HEAD + b'a: b\n\r\n', 'line 2'),
-    good('no fields', HEAD + b'\r\nabc', (), b'abc', False, closes=True),
-    early_end('nothing', b'', 'without a response'),
-    early_end('early end in the status line', b'HTTP/1.1 20', 'within the head'),
-    early_end('early end after the status line', HEAD, 'within the head'),
-    early_end('early end in a field', HEAD + b'content-le', 'within the head'),
-    early_end('early end after a field', HEAD + b'content-length: 0\r\n', 'within the head'),
-    early_end('early end in the empty line', HEAD + b'content-length: 0\r\n\r', 'within the head'),
-    good('head of the maximum length', HEAD + b'content-length: 2\r\n\r\nok', (LENGTH,), b'ok',
-         limit=38),
-    too_long('head a byte too long', HEAD + b'content-length: 12\r\n\r\n', 'head', '38',
-             limit=38),
-    too_long('endless reason (CVE-2021-31525)', b'HTTP/1.1 200 ' + b'a' * 100, '50', limit=50),
-    too_long('endless name', HEAD + b'a' * 100, '50', limit=50),
-    too_long('endless value', HEAD + b'a: ' + b'b' * 100, '50', limit=50),
-    too_long('endless fields (CVE-2023-38039)', HEAD + b'a:\r\n' * 30, '50', limit=50),
-    too_long('endless folds', HEAD + b'a:' + b'\r\n b' * 30, '50', limit=50),
+    bad(HEAD + b'content-length: 2\r\n 0\r\n\r\nok', 'content-length', "b'2 0'"),  # CVE-2024-27982
+    *(bad_fields(line, 'line 2 of the head') for line in (b'a', b': a', b':')),
+    *(bad_fields(lines, 'line 2') for lines in (
+        # Names: CVE-2021-22959, CVE-2024-23829, CVE-2025-69224, CVE-2023-47627
+        b'a : b', b'a\t: b', b'a b: c', b'a\xff: b', '\u212aeep-alive: timeout=5'.encode(),
+        b'a\x01: b', b'a\x7f: b', b'a\0: b', b' a: b', b'\ta: b', b' \t', b'HTTP/1.1 200 OK',
+        *(b'a%c: b' % byte for byte in b'(),/;<=>?@[\\]{}"'),
+        # Values and line ends: CVE-2026-34520, CVE-2022-35256
+        b'a: b\0', b'a: b\rc: d', b'a: b\r', b'a: b\nc: d', b'a: b\n', b'a: b\n\rc: d',
+        b'a: b\r\r\nb: c\n', b'a: b\n c')),
+    *(bad_fields(lines, 'line 3') for lines in (
+        b'x: y\r\na: b\rc',  # CVE-2023-30589
+        b'a: b\r\n c\nd: e', b'a: b\r\n c\0d', b'a: b\r\n c\rd')),
+    bad_fields(b'a: b\r\n c : d\r\ne : f', 'line 4'),
+    bad_fields(b'a: b\r\n c\r\n\td\r\n \r\ne', 'line 6'),
+    bad_fields(b'a b' + b'c' * 300, 'line 2', "b'a b%s'..." % ('c' * 77)),
+    *(bad(HEAD + lines + b'\r\n\r\n', 'line 2') for lines in BALANCED_LINE_ENDS),
+    bad(HEAD + b'a: b\r\n\n', 'line 3'),
+    bad(HEAD + b'a: b\n\r\n', 'line 2'),
+    framed(b'', b'abc', reused=False, closes=True),
+    early_end(b'', 'without a response'),
+    *(early_end(data, 'within the head') for data in (
+        b'HTTP/1.1 20', HEAD, HEAD + b'content-le', HEAD + b'content-length: 0\r\n',
+        HEAD + b'content-length: 0\r\n\r')),
+    framed(b'content-length: 2', b'ok', limit=38),
+    too_long(38, HEAD + b'content-length: 12\r\n\r\n', 'head', '38'),
+    *(too_long(50, data, '50') for data in (  # CVE-2021-31525, CVE-2023-38039
+        b'HTTP/1.1 200 ' + b'a' * 100, HEAD + b'a' * 100, HEAD + b'a: ' + b'b' * 100,
+        HEAD + b'a:\r\n' * 30, HEAD + b'a:' + b'\r\n b' * 30)),
 )
 
 CONTINUE = b'HTTP/1.1 100 Continue\r\n\r\n'
 
 INTERIM_RESPONSES = (
-    good('100 first', CONTINUE + OK, (LENGTH,), b'ok'),
-    good('several, with fields', CONTINUE + b'HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n'
-         b'HTTP/1.1 102 Processing\r\n\r\n' + OK, (LENGTH,), b'ok'),
-    good('interim of HTTP/1.0', b'HTTP/1.0 100 Continue\r\n\r\n' + OK, (LENGTH,), b'ok'),
-    good('unknown interim code', b'HTTP/1.1 199 ?\r\n\r\n' + OK, (LENGTH,), b'ok'),
-    good('interim has no body (RFC 9112 6.3)',
-         b'HTTP/1.1 100 A\r\ncontent-length: 5\r\ntransfer-encoding: gzip\r\n\r\n' + OK,
-         (LENGTH,), b'ok'),
-    good('interim before a body in chunks', CONTINUE + CHUNKED + chunked(b'ok'),
-         ((b'transfer-encoding', b'chunked'),), b'ok'),
-    good('101 is final', b'HTTP/1.1 101 Switching Protocols\r\nupgrade: a\r\n\r\n',
-         ((b'upgrade', b'a'),), reused=False, code=b'101'),
-    good('101 and the other protocol', b'HTTP/1.1 101 A\r\nupgrade: a\r\n\r\n\x81\x05hello',
-         ((b'upgrade', b'a'),), reused=False, code=b'101'),
-    good('101 with content-length', b'HTTP/1.1 101 A\r\ncontent-length: 2\r\n\r\nok', (LENGTH,),
-         reused=False, code=b'101'),
-    bad('status line of an interim response', b'HTTP/1.1 100 Continue\r\n\r\ngarbage\r\n\r\n',
-        'line 1 of the head'),
-    bad('field of an interim response', b'HTTP/1.1 103 A\r\na : b\r\n\r\n' + OK, 'line 2'),
-    bad('empty line after an interim response', CONTINUE + b'\r\n' + OK, 'line 1'),
-    good('interim response that closes (RFC 9112 9.6)',
-         b'HTTP/1.1 103 A\r\nConnection: a, Close\r\n\r\n' + OK, (LENGTH,), b'ok', False),
-    good('interim response that closes, in one of several fields',
-         b'HTTP/1.1 103 A\r\nconnection: close\r\nconnection: a\r\n\r\n' + OK, (LENGTH,), b'ok',
-         False),
-    early_end('interim only', CONTINUE, 'after an interim response'),
-    early_end('early end after an interim response', CONTINUE + b'HTTP/1.1 2', 'within the head'),
-    too_long('long interim response', b'HTTP/1.1 103 A\r\na: %b\r\n\r\n' % (b'b' * 50) + OK,
-             'head', limit=50),
-    good('each head has the limit for itself', CONTINUE * 3 + OK, (LENGTH,), b'ok', limit=50),
+    *(good(data + OK, (LENGTH,), b'ok') for data in (
+        CONTINUE, CONTINUE + b'HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n'
+        b'HTTP/1.1 102 Processing\r\n\r\n', b'HTTP/1.0 100 Continue\r\n\r\n',
+        b'HTTP/1.1 199 ?\r\n\r\n',
+        b'HTTP/1.1 100 A\r\ncontent-length: 5\r\ntransfer-encoding: gzip\r\n\r\n')),
+    good(CONTINUE + CHUNKED + chunked(b'ok'), ((b'transfer-encoding', b'chunked'),), b'ok'),
+    # 101 is a final response, after which there is another protocol
+    framed(b'upgrade: a', reused=False, status=b'HTTP/1.1 101 Switching Protocols'),
+    framed(b'upgrade: a', b'\x81\x05hello', b'', reused=False, status=b'HTTP/1.1 101 A'),
+    framed(b'content-length: 2', b'ok', b'', reused=False, status=b'HTTP/1.1 101 A'),
+    bad(b'HTTP/1.1 100 Continue\r\n\r\ngarbage\r\n\r\n', 'line 1 of the head'),
+    bad(b'HTTP/1.1 103 A\r\na : b\r\n\r\n' + OK, 'line 2'),
+    bad(CONTINUE + b'\r\n' + OK, 'line 1'),
+    *(good(b'HTTP/1.1 103 A\r\n%b\r\n\r\n' % lines + OK, (LENGTH,), b'ok', False) for lines in (
+        b'Connection: a, Close', b'connection: close\r\nconnection: a')),
+    early_end(CONTINUE, 'after an interim response'),
+    early_end(CONTINUE + b'HTTP/1.1 2', 'within the head'),
+    too_long(50, b'HTTP/1.1 103 A\r\na: %b\r\n\r\n' % (b'b' * 50) + OK, 'head'),
+    good(CONTINUE * 3 + OK, (LENGTH,), b'ok', limit=50),  # Each head has the limit for itself
 )
 
 
@@ -2540,338 +2130,197 @@ INTERIM_RESPONSES = (
 CODING = (b'transfer-encoding', b'chunked')
 
 
-def good_chunks(name, data, body=b'', reused=True, **kwargs):
-    return good(name, CHUNKED + data, (CODING,), body, reused, **kwargs)
+def good_chunks(data, body=b'', reused=True, **kwargs):
+    return framed(b'transfer-encoding: chunked', data, body, reused, **kwargs)
 
 
-def bad_chunks(name, data, *words):
-    return bad(name, CHUNKED + data, 'chunk', *words)
+def bad_chunks(data, *words):
+    return bad(CHUNKED + data, 'chunk', *words)
 
 
 KNOWN_LENGTHS = (
-    good('length', OK, (LENGTH,), b'ok'),
-    good('length of 0', HEAD + b'content-length: 0\r\n\r\n', ((b'content-length', b'0'),)),
-    good('length with zeros', HEAD + b'content-length: 0002\r\n\r\nok',
-         ((b'content-length', b'0002'),), b'ok'),
-    good('length in capitals', HEAD + b'CONTENT-LENGTH:2\r\n\r\nok', (LENGTH,), b'ok'),
-    good('length twice', HEAD + b'content-length: 2\r\nContent-Length: 2\r\n\r\nok',
-         (LENGTH, LENGTH), b'ok'),
-    good('length as a list', HEAD + b'content-length: 2, 2 ,2\r\n\r\nok',
-         ((b'content-length', b'2, 2 ,2'),), b'ok'),
-    good('line ends in the body', HEAD + b'content-length: 8\r\n\r\n\r\n\r\n\n\0\r\r',
-         ((b'content-length', b'8'),), b'\r\n\r\n\n\0\r\r'),
-    good('a response in the body', HEAD + b'content-length: %d\r\n\r\n' % len(OK) + OK,
-         ((b'content-length', b'%d' % len(OK)),), OK),
-    good('byte too many', OK + b'x', (LENGTH,), b'ok', False),
-    good('line end too many', OK + b'\r\n', (LENGTH,), b'ok', False),
-    good('NUL too many', OK + b'\0', (LENGTH,), b'ok', False),
-    good('second response', OK + OK, (LENGTH,), b'ok', False),
-    good('second response after an empty body (CVE-2026-6733)',
-         HEAD + b'content-length: 0\r\n\r\n' + OK, ((b'content-length', b'0'),), b'', False),
-    good('interim response after the body', OK + CONTINUE, (LENGTH,), b'ok', False),
-    good('closed after the body', OK, (LENGTH,), b'ok', False, closes=True),
-    early_end('early end before the body', HEAD + b'content-length: 4\r\n\r\n', '0 of its 4'),
-    early_end('early end in the body', HEAD + b'content-length: 4\r\n\r\nabc', '3 of its 4'),
-    early_end('memory is not taken for an announced length (CVE-2025-13836)',
-              HEAD + b'content-length: 9223372036854775807\r\n\r\nab', '2 of its 92233'),
-    *(bad(name, HEAD + b'content-length: %b\r\n\r\nok' % value, 'content-length of the response',
-          *words)
-      for name, value, *words in (
-          ('lengths differ (CVE-2020-10108)', b'2\r\ncontent-length: 1', "b'2, 1'"),
-          ('lengths of a list differ', b'1, 2', "b'1, 2'"),
-          ('lengths differ in zeros', b'2, 02'),
-          ('length after a comma', b',2'),
-          ('length before a comma', b'2,'),
-          ('lengths without comma', b'2 2'),
-          ('length with plus (CVE-2021-32715)', b'+2', "b'+2'"),
-          ('length with minus', b'-2'),
-          ('length with underscore', b'2_0'),
-          ('length with comment', b'2(a)'),
-          ('length with parameter', b'2;a=b'),
-          ('length in quotes', b'"2"'),
-          ('hexadecimal length', b'0x2'),
-          ('length with point', b'2.0'),
-          ('length with exponent', b'2e0'),
-          ('length of letters', b'two'),
-          ('letter after the length', b'2X'),
-          ('empty length', b'', "b''"),
-          ('empty list of lengths', b','),
-          ('vertical tab before the length', b'\x0b2'),
-          ('no-break space after the length', b'2\xa0'),
-          ('superscript digit (CVE-2025-69224)', b'\xb2'),
-          ('Arabic digit (CVE-2025-69224)', b'\xd9\xa2'),
-          ('length of 20 digits', b'9' * 20),
-          ('20 digits with zeros', b'0' * 19 + b'2'),
-          ('long length', b'9' * 300, "b'%s'..." % ('9' * 80)),
-      )),
+    *(framed(lines, b'ok') for lines in (
+        b'content-length: 0002', b'content-length: 2\r\nContent-Length: 2',
+        b'content-length: 2, 2 ,2')),
+    good(HEAD + b'CONTENT-LENGTH:2\r\n\r\nok', (LENGTH,), b'ok'),
+    framed(b'content-length: 0'),
+    framed(b'content-length: 8', b'\r\n\r\n\n\0\r\r'),
+    framed(b'content-length: %d' % len(OK), OK),
+    # What follows the body
+    *(good(OK + rest, (LENGTH,), b'ok', False) for rest in (b'x', b'\r\n', b'\0', OK, CONTINUE)),
+    framed(b'content-length: 0', OK, b'', False),  # CVE-2026-6733
+    good(OK, (LENGTH,), b'ok', False, closes=True),
+    early_end(HEAD + b'content-length: 4\r\n\r\n', '0 of its 4'),
+    early_end(HEAD + b'content-length: 4\r\n\r\nabc', '3 of its 4'),
+    early_end(HEAD + b'content-length: 9223372036854775807\r\n\r\nab',  # CVE-2025-13836
+              '2 of its 92233'),
+    *(bad(HEAD + b'content-length: %b\r\n\r\nok' % value, 'content-length of the response', words)
+      for value, words in (
+          (b'2\r\ncontent-length: 1', "b'2, 1'"),  # CVE-2020-10108
+          (b'1, 2', "b'1, 2'"),
+          (b'+2', "b'+2'"),  # CVE-2021-32715
+          (b'', "b''"), (b'9' * 300, "b'%s'..." % ('9' * 80)))),
+    *(bad(HEAD + b'content-length: %b\r\n\r\nok' % value, 'content-length of the response')
+      for value in (
+          b'2, 02', b',2', b'2,', b'2 2', b'-2', b'2_0', b'2(a)', b'2;a=b', b'"2"', b'0x2', b'2.0',
+          b'2e0', b'two', b'2X', b',', b'\x0b2', b'2\xa0', b'\xb2', b'\xd9\xa2',  # CVE-2025-69224
+          b'9' * 20, b'0' * 19 + b'2')),
 )
 
 NO_BODIES = (
-    good('204', b'HTTP/1.1 204 No Content\r\n\r\n', code=b'204'),
-    good('204 with length (RFC 9110 8.6)', b'HTTP/1.1 204 A\r\ncontent-length: 2\r\n\r\n',
-         (LENGTH,), reused=False, code=b'204'),
-    good('204 in chunks', b'HTTP/1.1 204 A\r\ntransfer-encoding: chunked\r\n\r\n', (CODING,),
-         reused=False, code=b'204'),
-    good('204 with bytes', b'HTTP/1.1 204 A\r\n\r\nx', reused=False, code=b'204'),
-    good('304', b'HTTP/1.1 304 Not Modified\r\ncontent-length: 2\r\n\r\n', (LENGTH,),
-         code=b'304'),
-    good('304 without length', b'HTTP/1.1 304 A\r\n\r\n', code=b'304'),
-    good('304 in chunks', b'HTTP/1.1 304 A\r\ntransfer-encoding: chunked\r\n\r\n', (CODING,),
-         code=b'304'),
-    good('304 with a body', b'HTTP/1.1 304 A\r\ncontent-length: 2\r\n\r\nok', (LENGTH,),
-         reused=False, code=b'304'),
-    good('205 has a body', b'HTTP/1.1 205 A\r\ncontent-length: 2\r\n\r\nok', (LENGTH,), b'ok',
-         code=b'205'),
-    good('HEAD with length', HEAD + b'content-length: 2\r\n\r\n', (LENGTH,), method=b'HEAD'),
-    good('HEAD in chunks', CHUNKED, (CODING,), method=b'HEAD'),
-    good('HEAD with neither', HEAD + b'\r\n', method=b'HEAD'),
-    good('HEAD with a coding we have not', HEAD + b'transfer-encoding: gzip\r\n\r\n',
-         ((b'transfer-encoding', b'gzip'),), method=b'HEAD'),
-    good('HEAD with a bad length', HEAD + b'content-length: x\r\n\r\n',
-         ((b'content-length', b'x'),), method=b'HEAD'),
-    good('HEAD with a body', OK, (LENGTH,), reused=False, method=b'HEAD'),
-    good('HEAD with an interim response', CONTINUE + OK[:-2], (LENGTH,), method=b'HEAD'),
-    good('HEAD with 404', b'HTTP/1.1 404 A\r\ncontent-length: 2\r\n\r\n', (LENGTH,), code=b'404',
-         method=b'HEAD'),
-    good('head in lower case is another method', OK, (LENGTH,), b'ok', method=b'head'),
+    framed(b'', status=b'HTTP/1.1 204 No Content'),
+    framed(b'content-length: 2', reused=False, status=b'HTTP/1.1 204 A'),  # RFC 9110 8.6
+    framed(b'transfer-encoding: chunked', reused=False, status=b'HTTP/1.1 204 A'),
+    framed(b'', b'x', b'', reused=False, status=b'HTTP/1.1 204 A'),
+    framed(b'content-length: 2', status=b'HTTP/1.1 304 Not Modified'),
+    framed(b'', status=b'HTTP/1.1 304 A'),
+    framed(b'transfer-encoding: chunked', status=b'HTTP/1.1 304 A'),
+    framed(b'content-length: 2', b'ok', b'', reused=False, status=b'HTTP/1.1 304 A'),
+    framed(b'content-length: 2', b'ok', status=b'HTTP/1.1 205 A'),
+    *(framed(lines, method=b'HEAD') for lines in (
+        b'content-length: 2', b'transfer-encoding: chunked', b'', b'transfer-encoding: gzip',
+        b'content-length: x')),
+    good(OK, (LENGTH,), reused=False, method=b'HEAD'),
+    good(CONTINUE + OK[:-2], (LENGTH,), method=b'HEAD'),
+    framed(b'content-length: 2', status=b'HTTP/1.1 404 A', method=b'HEAD'),
+    good(OK, (LENGTH,), b'ok', method=b'head'),  # It is another method
 )
 
 UNTIL_CLOSE = (
-    good('until close', HEAD + b'a: b\r\n\r\nabc', ((b'a', b'b'),), b'abc', False, closes=True),
-    good('until close, empty', HEAD + b'a: b\r\n\r\n', ((b'a', b'b'),), b'', False, closes=True),
-    good('until close, a second response', HEAD + b'\r\n' + OK, (), OK, False, closes=True),
-    good('until close in spite of keep-alive', HEAD + b'connection: keep-alive\r\n\r\nabc',
-         ((b'connection', b'keep-alive'),), b'abc', False, closes=True),
-    good('identity', HEAD + b'transfer-encoding: Identity\r\n\r\nabc',
-         ((b'transfer-encoding', b'Identity'),), b'abc', False, closes=True),
-    good('205 until close', b'HTTP/1.1 205 A\r\n\r\nabc', (), b'abc', False, closes=True,
-         code=b'205'),
+    *(framed(lines, b'abc', reused=False, closes=True) for lines in (
+        b'a: b', b'connection: keep-alive', b'transfer-encoding: Identity')),
+    framed(b'a: b', reused=False, closes=True),
+    framed(b'', OK, reused=False, closes=True),
+    framed(b'', b'abc', reused=False, closes=True, status=b'HTTP/1.1 205 A'),
 )
 
 CHUNKS = (
-    good_chunks('chunks', chunked(b'abc', b'd' * 20), b'abc' + b'd' * 20),
-    good_chunks('no chunks', b'0\r\n\r\n'),
-    good_chunks('zeros', b'0000000000000000\r\n\r\n'),
-    good_chunks('size of 16 digits', b'0000000000000003\r\nabc\r\n0\r\n\r\n', b'abc'),
-    good_chunks('digits of both cases', b'A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n',
-                b'01234567890123456789'),
-    good_chunks('every hex digit', b''.join(b'%c\r\n%b\r\n' % (digit, b'x' * int(chr(digit), 16))
-                                            for digit in b'123456789abcdefABCDEF0'), b'x' * 195),
-    good_chunks('blanks after the size', b'3 \t\r\nabc\r\n0\t \r\n\r\n', b'abc'),
-    good_chunks('extensions', b'3;a\r\nabc\r\n3 ;\ta=" b;\\"" \r\ndef\r\n0;c\r\n\r\n', b'abcdef'),
-    good_chunks('extension of nothing', b'3;\r\nabc\r\n0;;\r\n\r\n', b'abc'),
-    good_chunks('extension of any bytes', b'3;\x01\xff\r\nabc\r\n0\r\n\r\n', b'abc'),
-    good_chunks('line ends in chunks', b'4\r\n\r\n\r\n\r\n3\r\n0\r\n\r\n0\r\n\r\n',
-                b'\r\n\r\n0\r\n'),
-    good_chunks('many tiny chunks (CVE-2025-69229)', b'1\r\na\r\n' * 50 + b'0\r\n\r\n', b'a' * 50),
-    good_chunks('sizes that repeat', chunked(*[b'a' * 1500] * 3, b'b' * 1499, *[b'c' * 1500] * 2,
-                                             *[b'd' * 21] * 2, *[b'e'] * 3),
-                b'a' * 4500 + b'b' * 1499 + b'c' * 3000 + b'd' * 42 + b'eee'),
-    good_chunks('trailers', b'1\r\na\r\n0\r\nx: y\r\nZ:\r\n\r\n', b'a'),
-    good_chunks('trailers after extension', b'0;a\r\nx: y\r\n\r\n'),
-    good_chunks('trailers that frame are dropped (CVE-2025-53643)',
-                b'1\r\na\r\n0\r\ncontent-length: 5\r\ntransfer-encoding: gzip\r\n'
-                b'connection: close\r\n\r\n', b'a'),
-    good_chunks('every byte of a trailer', b'0\r\n%b: \x01\x0b\x7f\x80\xff\t"\r\n\r\n' % TCHARS),
-    good_chunks('byte after the last chunk', b'0\r\n\r\nx', b'', False),
-    good_chunks('line end after the last chunk', b'0\r\n\r\n\r\n', b'', False),
-    good_chunks('last chunk after the last chunk', b'0\r\n\r\n0\r\n\r\n', b'', False),
-    good_chunks('response after the last chunk', b'1\r\na\r\n0\r\n\r\n' + OK, b'a', False),
-    good_chunks('response after the trailers', b'0\r\na: b\r\n\r\n' + OK, b'', False),
-    good_chunks('chunk of one digit more than is decimal', b'10\r\n0123456789abcdef\r\n0\r\n\r\n',
-                b'0123456789abcdef'),
-    bad_chunks('no size', b'\r\nab'),
-    bad_chunks('no digit', b'g\r\n', 'hex digits'),
-    bad_chunks('no size in the second line', b'1\r\na\r\n\r\n'),
-    bad_chunks('size with plus', b'+1\r\na\r\n0\r\n\r\n'),
-    bad_chunks('size with minus', b'-1\r\na\r\n0\r\n\r\n'),
-    bad_chunks('size with 0x', b'0x1\r\na\r\n0\r\n\r\n'),
-    bad_chunks('size with underscore', b'1_0\r\n'),
-    bad_chunks('size in quotes', b'"1"\r\na\r\n0\r\n\r\n'),
-    bad_chunks('size of Arabic digits (CVE-2025-69224)', b'\xd9\xa1\r\na\r\n0\r\n\r\n'),
-    bad_chunks('size of 17 digits (CVE-2021-32714)', b'10000000000000001\r\na\r\n0\r\n\r\n'),
-    bad_chunks('17 digits with zeros', b'00000000000000001\r\na\r\n0\r\n\r\n'),
-    bad_chunks('blank before the size', b' 1\r\na\r\n0\r\n\r\n'),
-    bad_chunks('blank within the size', b'1 0\r\n'),
-    bad_chunks('vertical tab after the size', b'1\x0b\r\na\r\n0\r\n\r\n'),
-    bad_chunks('comma after the size', b'1,a\r\na\r\n0\r\n\r\n'),
-    bad_chunks('bare LF ends the line (CVE-2025-22871)', b'1\na\r\n0\r\n\r\n'),
-    bad_chunks('bare LF after blanks', b'1 \t\na\r\n0\r\n\r\n'),
-    bad_chunks('bare LF ends the last line', b'1\r\na\r\n0\n\r\n'),
-    bad_chunks('bare CR ends the line', b'1\ra\r\n0\r\n\r\n'),
-    bad_chunks('CR CR LF', b'1\r\r\na\r\n0\r\n\r\n'),
-    bad_chunks('bare CR in an extension (CVE-2024-52304)', b'1;a\rb\r\na\r\n0\r\n\r\n'),
-    bad_chunks('bare LF in an extension (CVE-2021-22960)', b'1;a\nb\r\na\r\n0\r\n\r\n'),
-    bad_chunks('NUL in an extension', b'1;a\0\r\na\r\n0\r\n\r\n'),
-    good_chunks('line end in a quoted extension ends the line', b'1;a="\r\n"\r\n0\r\n\r\n', b'"'),
-    bad_chunks('no line end after the third chunk of a size', b'1\r\na\r\n' * 2 + b'1\r\nab1\r\n'),
-    bad_chunks('no line end after a chunk', b'1\r\nabc0\r\n\r\n', 'CRLF'),
-    bad_chunks('bare LF after a chunk', b'1\r\na\n0\r\n\r\n', 'CRLF'),
-    bad_chunks('bare CR after a chunk', b'1\r\na\r0\r\n\r\n', 'CRLF'),
-    bad_chunks('any two bytes after a chunk (CVE-2025-43859)', b'1\r\naxx0\r\n\r\n'),
-    bad_chunks('LF CR after a chunk', b'1\r\na\n\r0\r\n\r\n'),
-    bad_chunks('chunk longer than its size', b'2\r\nabc\r\n0\r\n\r\n'),
-    bad_chunks('chunk shorter than its size', b'4\r\nabc\r\n0\r\n\r\n'),
-    bad_chunks('trailer without colon', b'0\r\na\r\n\r\n', 'trailer'),
-    bad_chunks('trailer without name', b'0\r\n: a\r\n\r\n'),
-    bad_chunks('space before the colon of a trailer', b'0\r\na : b\r\n\r\n'),
-    bad_chunks('NUL in a trailer', b'0\r\na: \0\r\n\r\n'),
-    bad_chunks('NUL in the name of a trailer', b'0\r\na\0: b\r\n\r\n'),
-    bad_chunks('bytes over 127 in the name of a trailer', b'0\r\na\xff: b\r\n\r\n'),
-    bad_chunks('bare CR in a trailer', b'0\r\na: b\rc\r\n\r\n'),
-    bad_chunks('bare LF ends a trailer', b'0\r\na: b\nc: d\r\n\r\n'),
-    bad_chunks('bare LF ends the trailers', b'0\r\na: b\r\n\n'),
-    bad_chunks('bare LF for no trailers', b'0\r\n\n'),
-    bad_chunks('CR CR LF for no trailers', b'0\r\n\r\r\n'),
-    bad_chunks('space before the first trailer', b'0\r\n a: b\r\n\r\n'),
-    bad_chunks('second trailer without colon', b'0\r\na: b\r\nc\r\n\r\n'),
-    bad_chunks('second trailer without name', b'0\r\na: b\r\n: c\r\n\r\n'),
-    bad_chunks('NUL in the second trailer', b'0\r\na: b\r\nc: \0\r\n\r\n'),
-    bad_chunks('bare CR in the second trailer', b'0\r\na: b\r\nc: d\re\r\n\r\n'),
-    bad_chunks('bare LF in the second trailer', b'0\r\na: b\r\nc: d\ne\r\n\r\n'),
-    bad_chunks('bare CR in a folded trailer', b'0\r\na: b\r\n c\rd\r\n\r\n'),
-    bad_chunks('bare LF in a folded trailer', b'0\r\na: b\r\n c\nd\r\n\r\n'),
-    bad_chunks('NUL in a folded trailer', b'0\r\na: b\r\n \0\r\n\r\n'),
-    bad_chunks('response for trailers', b'0\r\n' + OK),
-    bad_chunks('chunk after the last chunk', b'0\r\n1\r\na\r\n0\r\n\r\n'),
-    early_end('early end before chunks', CHUNKED, 'last chunk'),
-    early_end('early end in a size', CHUNKED + b'1', 'last chunk'),
-    early_end('early end in a line end', CHUNKED + b'1\r', 'last chunk'),
-    early_end('early end in an extension', CHUNKED + b'1;a', 'last chunk'),
-    early_end('early end in a chunk', CHUNKED + b'5\r\nabc', 'last chunk'),
-    early_end('early end of a chunk of 2 to the 64th', CHUNKED + b'ffffffffffffffff\r\nabc',
-              'last chunk'),
-    early_end('early end after a chunk', CHUNKED + b'1\r\na', 'last chunk'),
-    early_end('early end in the line end after a chunk', CHUNKED + b'1\r\na\r', 'last chunk'),
-    early_end('early end between chunks', CHUNKED + b'1\r\na\r\n', 'last chunk'),
-    early_end('early end in the last chunk', CHUNKED + b'0\r\n', 'last chunk'),
-    early_end('early end in the last line end', CHUNKED + b'0\r\n\r', 'last chunk'),
-    early_end('early end in a trailer', CHUNKED + b'0\r\na: b', 'last chunk'),
-    early_end('early end after a trailer', CHUNKED + b'0\r\na: b\r\n', 'last chunk'),
-    good_chunks('extension of the maximum length', b'1;%b\r\na\r\n0\r\n\r\n' % (b'a' * 95), b'a',
-                limit=99),
-    too_long('extension a byte too long', CHUNKED + b'1;%b\r\na\r\n0\r\n\r\n' % (b'a' * 96),
-             'extensions', '99', limit=99),
-    too_long('endless extension (CVE-2024-22019)', CHUNKED + b'1;' + b'a' * 200, '99', limit=99),
-    too_long('endless blanks after a size', CHUNKED + b'1' + b' ' * 200, '99', limit=99),
-    too_long('extensions in total (CVE-2023-39326)', CHUNKED + b'1;aaaaaa\r\na\r\n' * 20, '99',
-             limit=99),
-    too_long('blanks in total', CHUNKED + b'1        \r\na\r\n' * 20, '99', limit=99),
-    good_chunks('trailers of the maximum length', b'0\r\na: %b\r\n\r\n' % (b'b' * 92), limit=99),
-    too_long('trailers a byte too long', CHUNKED + b'0\r\na: %b\r\n\r\n' % (b'b' * 93),
-             'trailers', '99', limit=99),
-    too_long('endless name of a trailer', CHUNKED + b'0\r\n' + b'a' * 200, '99', limit=99),
-    too_long('endless trailer (CVE-2026-54277)', CHUNKED + b'0\r\na: ' + b'b' * 200, '99',
-             limit=99),
-    too_long('endless trailers (CVE-2026-22815)', CHUNKED + b'0\r\n' + b'a: b\r\n' * 40, '99',
-             limit=99),
+    *(good_chunks(data, body) for data, body in (
+        (chunked(b'abc', b'd' * 20), b'abc' + b'd' * 20), (b'0\r\n\r\n', b''),
+        # Sizes
+        (b'0000000000000000\r\n\r\n', b''), (b'0000000000000003\r\nabc\r\n0\r\n\r\n', b'abc'),
+        (b'A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n', b'01234567890123456789'),
+        (b''.join(b'%c\r\n%b\r\n' % (digit, b'x' * int(chr(digit), 16))
+                  for digit in b'123456789abcdefABCDEF0'), b'x' * 195),
+        (b'10\r\n0123456789abcdef\r\n0\r\n\r\n', b'0123456789abcdef'),
+        (chunked(*[b'a' * 1500] * 3, b'b' * 1499, *[b'c' * 1500] * 2, *[b'd' * 21] * 2,
+                 *[b'e'] * 3), b'a' * 4500 + b'b' * 1499 + b'c' * 3000 + b'd' * 42 + b'eee'),
+        (b'1\r\na\r\n' * 50 + b'0\r\n\r\n', b'a' * 50),  # CVE-2025-69229
+        # Blanks and extensions
+        (b'3 \t\r\nabc\r\n0\t \r\n\r\n', b'abc'),
+        (b'3;a\r\nabc\r\n3 ;\ta=" b;\\"" \r\ndef\r\n0;c\r\n\r\n', b'abcdef'),
+        (b'3;\r\nabc\r\n0;;\r\n\r\n', b'abc'), (b'3;\x01\xff\r\nabc\r\n0\r\n\r\n', b'abc'),
+        (b'1;a="\r\n"\r\n0\r\n\r\n', b'"'),
+        # Line ends in chunks
+        (b'4\r\n\r\n\r\n\r\n3\r\n0\r\n\r\n0\r\n\r\n', b'\r\n\r\n0\r\n'),
+        # Trailers, which are dropped
+        (b'1\r\na\r\n0\r\nx: y\r\nZ:\r\n\r\n', b'a'), (b'0;a\r\nx: y\r\n\r\n', b''),
+        (b'1\r\na\r\n0\r\ncontent-length: 5\r\ntransfer-encoding: gzip\r\n'  # CVE-2025-53643
+         b'connection: close\r\n\r\n', b'a'),
+        (b'0\r\n%b: \x01\x0b\x7f\x80\xff\t"\r\n\r\n' % TCHARS, b''))),
+    *(good_chunks(data, body, False) for data, body in (  # What follows the last chunk
+        (b'0\r\n\r\nx', b''), (b'0\r\n\r\n\r\n', b''), (b'0\r\n\r\n0\r\n\r\n', b''),
+        (b'1\r\na\r\n0\r\n\r\n' + OK, b'a'), (b'0\r\na: b\r\n\r\n' + OK, b''))),
+    bad_chunks(b'g\r\n', 'hex digits'),
+    *(bad_chunks(data) for data in (
+        # Sizes: CVE-2025-69224, CVE-2021-32714
+        b'\r\nab', b'1\r\na\r\n\r\n', b'+1\r\na\r\n0\r\n\r\n', b'-1\r\na\r\n0\r\n\r\n',
+        b'0x1\r\na\r\n0\r\n\r\n', b'1_0\r\n', b'"1"\r\na\r\n0\r\n\r\n',
+        b'\xd9\xa1\r\na\r\n0\r\n\r\n', b'10000000000000001\r\na\r\n0\r\n\r\n',
+        b'00000000000000001\r\na\r\n0\r\n\r\n', b' 1\r\na\r\n0\r\n\r\n', b'1 0\r\n',
+        b'1\x0b\r\na\r\n0\r\n\r\n', b'1,a\r\na\r\n0\r\n\r\n',
+        # The ends of their lines: CVE-2025-22871
+        b'1\na\r\n0\r\n\r\n', b'1 \t\na\r\n0\r\n\r\n', b'1\r\na\r\n0\n\r\n', b'1\ra\r\n0\r\n\r\n',
+        b'1\r\r\na\r\n0\r\n\r\n',
+        # Extensions: CVE-2024-52304, CVE-2021-22960
+        b'1;a\rb\r\na\r\n0\r\n\r\n', b'1;a\nb\r\na\r\n0\r\n\r\n', b'1;a\0\r\na\r\n0\r\n\r\n',
+        # The end of a chunk, of the third of a size, too: CVE-2025-43859
+        b'1\r\na\r\n' * 2 + b'1\r\nab1\r\n', b'1\r\naxx0\r\n\r\n', b'1\r\na\n\r0\r\n\r\n',
+        b'2\r\nabc\r\n0\r\n\r\n', b'4\r\nabc\r\n0\r\n\r\n', b'0\r\n1\r\na\r\n0\r\n\r\n')),
+    *(bad_chunks(data, 'CRLF') for data in (
+        b'1\r\nabc0\r\n\r\n', b'1\r\na\n0\r\n\r\n', b'1\r\na\r0\r\n\r\n')),
+    bad_chunks(b'0\r\na\r\n\r\n', 'trailer'),
+    *(bad_chunks(b'0\r\n' + trailers) for trailers in (
+        b': a\r\n\r\n', b'a : b\r\n\r\n', b'a: \0\r\n\r\n', b'a\0: b\r\n\r\n', b'a\xff: b\r\n\r\n',
+        b' a: b\r\n\r\n', OK,
+        # The ends of their lines
+        b'a: b\rc\r\n\r\n', b'a: b\nc: d\r\n\r\n', b'a: b\r\n\n', b'\n', b'\r\r\n',
+        *(lines + b'\r\n\r\n' for lines in BALANCED_LINE_ENDS),
+        # The second one, and folded ones
+        b'a: b\r\nc\r\n\r\n', b'a: b\r\n: c\r\n\r\n', b'a: b\r\nc: \0\r\n\r\n',
+        b'a: b\r\nc: d\re\r\n\r\n', b'a: b\r\nc: d\ne\r\n\r\n', b'a: b\r\n c\rd\r\n\r\n',
+        b'a: b\r\n c\nd\r\n\r\n', b'a: b\r\n \0\r\n\r\n')),
+    *(early_end(CHUNKED + data, 'last chunk') for data in (
+        b'', b'1', b'1\r', b'1;a', b'5\r\nabc', b'ffffffffffffffff\r\nabc', b'1\r\na',
+        b'1\r\na\r', b'1\r\na\r\n', b'0\r\n', b'0\r\n\r', b'0\r\na: b', b'0\r\na: b\r\n')),
+    good_chunks(b'1;%b\r\na\r\n0\r\n\r\n' % (b'a' * 95), b'a', limit=99),
+    too_long(99, CHUNKED + b'1;%b\r\na\r\n0\r\n\r\n' % (b'a' * 96), 'extensions', '99'),
+    good_chunks(b'0\r\na: %b\r\n\r\n' % (b'b' * 92), limit=99),
+    too_long(99, CHUNKED + b'0\r\na: %b\r\n\r\n' % (b'b' * 93), 'trailers', '99'),
+    *(too_long(99, CHUNKED + data, '99') for data in (
+        # CVE-2024-22019, CVE-2023-39326; CVE-2026-54277, CVE-2026-22815
+        b'1;' + b'a' * 200, b'1' + b' ' * 200, b'1;aaaaaa\r\na\r\n' * 20,
+        b'1        \r\na\r\n' * 20,
+        b'0\r\n' + b'a' * 200, b'0\r\na: ' + b'b' * 200, b'0\r\n' + b'a: b\r\n' * 40)),
 )
 
 
 # ---- Framing and persistence (RFC 9112 6.3, 9.3) ----
 
 
-def coding_row(name, value, *more):
-    data = HEAD + b'transfer-encoding: %b\r\n\r\n1\r\na\r\n0\r\n\r\n' % value
-    return bad(name, data, 'transfer-encoding of the response must be chunked', *more)
+def bad_coding_of(value, *words):
+    return bad(HEAD + b'transfer-encoding: %b\r\n\r\n1\r\na\r\n0\r\n\r\n' % value,
+               'transfer-encoding of the response must be chunked', *words)
 
 
 def persistence(line, reused, version=b'HTTP/1.1'):
-    name, _, value = line.partition(b': ')
-    data = b'%b 200 OK\r\n%b\r\ncontent-length: 2\r\n\r\nok' % (version, line)
-    return good('%s %s' % (version.decode(), ascii(line)), data, ((name.lower(), value), LENGTH),
-                b'ok', reused)
+    return framed(line + b'\r\ncontent-length: 2', b'ok', reused=reused,
+                  status=version + b' 200 OK')
 
 
 FRAMING = (
-    good('chunked in capitals', HEAD + b'Transfer-Encoding: CHUNKED\r\n\r\n' + chunked(b'a'),
-         ((b'transfer-encoding', b'CHUNKED'),), b'a'),
-    good('blanks around chunked', HEAD + b'transfer-encoding: \t chunked \t\r\n\r\n' +
-         chunked(b'a'), (CODING,), b'a'),
-    good('length before chunked (CVE-2023-47641)',
-         HEAD + b'content-length: 9\r\ntransfer-encoding: chunked\r\n\r\n' + chunked(b'a'),
-         ((b'content-length', b'9'), CODING), b'a', False),
-    good('length after chunked (CVE-2020-10109)',
-         HEAD + b'transfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n' + chunked(b'a'),
-         (CODING, (b'content-length', b'1')), b'a', False),
-    good('bad length beside chunked',
-         HEAD + b'content-length: x\r\ntransfer-encoding: chunked\r\n\r\n' + chunked(b'a'),
-         ((b'content-length', b'x'), CODING), b'a', False),
-    good('chunked in HTTP/1.0 (RFC 9112 6.1)', b'HTTP/1.0 200 OK\r\nconnection: keep-alive\r\n'
-         b'transfer-encoding: chunked\r\n\r\n' + chunked(b'a'),
-         ((b'connection', b'keep-alive'), CODING), b'a', False),
-    good('length with identity', HEAD + b'transfer-encoding: identity\r\ncontent-length: 2\r\n\r\n'
-         b'ok', ((b'transfer-encoding', b'identity'), LENGTH), b'ok', False),
-    good('te is another field', HEAD + b'te: chunked\r\ncontent-length: 2\r\n\r\nok',
-         ((b'te', b'chunked'), LENGTH), b'ok'),
-    good('content-encoding is another field', HEAD + b'content-encoding: chunked\r\n'
-         b'content-length: 2\r\n\r\nok', ((b'content-encoding', b'chunked'), LENGTH), b'ok'),
-    coding_row('gzip', b'gzip', "b'gzip'"),
-    coding_row('gzip, then chunked (CVE-2022-1705)', b'gzip, chunked', "b'gzip, chunked'"),
-    coding_row('chunked, then gzip', b'chunked, gzip'),
-    coding_row('chunked twice', b'chunked, chunked'),
-    coding_row('chunked in two fields (CVE-2021-21299)',
-               b'chunked\r\nTransfer-Encoding: chunked', "b'chunked, chunked'"),
-    coding_row('chunked, then identity', b'chunked\r\ntransfer-encoding: identity'),
-    coding_row('identity, then chunked', b'identity, chunked'),
-    coding_row('chunked before a comma', b'chunked,'),
-    coding_row('chunked after a comma', b',chunked'),
-    coding_row('chunked with parameter', b'chunked;a=b'),
-    coding_row('chunked in quotes', b'"chunked"'),
-    coding_row('letters before chunked', b'xchunked'),
-    coding_row('letters after chunked', b'chunkedx'),
-    coding_row('vertical tab before chunked (CVE-2022-1705)', b'\x0bchunked'),
-    coding_row('no-break space after chunked', b'chunked\xa0'),
-    coding_row('chunked with a Kelvin sign (CVE-2025-69224)', 'chun\u212aed'.encode()),
-    coding_row('empty coding', b'', "b''"),
-    coding_row('chunked in a fold goes on', b'chunked\r\n ,gzip'),
-    coding_row('long coding', b'x' * 300, "b'%s'..." % ('x' * 80)),
-    persistence(b'connection: close', False),
-    persistence(b'Connection: CLOSE', False),
-    persistence(b'connection: foo, close', False),
-    persistence(b'connection: foo,\tclose ,bar', False),
-    persistence(b'connection: ,close,', False),
-    persistence(b'connection: keep-alive, close', False),
-    persistence(b'connection: foo', True),
-    persistence(b'connection: closed', True),
-    persistence(b'connection: "close"', True),
-    persistence(b'connection: closeX', True),
-    persistence(b'connection: close;a', True),
-    persistence(b'connection: keep-alive', True),
-    persistence(b'connection: upgrade', True),
-    persistence(b'connection: ', True),
-    persistence(b'proxy-connection: close', True),
-    persistence(b'x-connection: close', True),
-    persistence(b'connection: keep-alive', True, b'HTTP/1.0'),
-    persistence(b'connection: Keep-Alive', True, b'HTTP/1.0'),
-    persistence(b'connection: foo, keep-alive', True, b'HTTP/1.0'),
-    persistence(b'connection: foo', False, b'HTTP/1.0'),
-    persistence(b'keep-alive: timeout=20', False, b'HTTP/1.0'),
-    persistence(b'connection: keep-alive, close', False, b'HTTP/1.0'),
-    persistence(b'keep-alive: timeout=0', False),
-    persistence(b'keep-alive: timeout=1', False),
-    persistence(b'keep-alive: Timeout=1, max=5', False),
-    persistence(b'keep-alive: max=5, timeout=1', False),
-    persistence(b'keep-alive: max=5,timeout=1', False),
-    persistence(b'keep-alive: max=5;timeout=1', False),
-    persistence(b'keep-alive: max=5\ttimeout=1', False),
-    persistence(b'keep-alive: timeout=2', True),
-    persistence(b'keep-alive: timeout=20', True),
-    persistence(b'keep-alive: timeout=999999999', True),
-    persistence(b'keep-alive: max=1', True),
-    persistence(b'keep-alive: timeout=x', True),
-    persistence(b'keep-alive: xtimeout=1', True),
-    persistence(b'keep-alive: ', True),
-    good('connection in several fields', HEAD + b'connection: a\r\nconnection: close\r\n'
-         b'connection: b\r\ncontent-length: 2\r\n\r\nok',
-         ((b'connection', b'a'), (b'connection', b'close'), (b'connection', b'b'), LENGTH), b'ok',
-         False),
-    good('chunks and close', HEAD + b'connection: close\r\ntransfer-encoding: chunked\r\n\r\n' +
-         chunked(b'a'), ((b'connection', b'close'), CODING), b'a', False),
-    good('204 and close', b'HTTP/1.1 204 A\r\nconnection: close\r\n\r\n',
-         ((b'connection', b'close'),), reused=False, code=b'204'),
-    good('HEAD of HTTP/1.0', b'HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\n', (LENGTH,),
-         reused=False, method=b'HEAD'),
+    framed(b'Transfer-Encoding: CHUNKED', chunked(b'a'), b'a'),
+    good(HEAD + b'transfer-encoding: \t chunked \t\r\n\r\n' + chunked(b'a'), (CODING,), b'a'),
+    *(framed(lines, chunked(b'a'), b'a', False) for lines in (
+        b'content-length: 9\r\ntransfer-encoding: chunked',  # CVE-2023-47641
+        b'transfer-encoding: chunked\r\ncontent-length: 1',  # CVE-2020-10109
+        b'content-length: x\r\ntransfer-encoding: chunked',
+        b'connection: close\r\ntransfer-encoding: chunked')),
+    framed(b'connection: keep-alive\r\ntransfer-encoding: chunked', chunked(b'a'), b'a', False,
+           status=b'HTTP/1.0 200 OK'),  # RFC 9112 6.1
+    framed(b'transfer-encoding: identity\r\ncontent-length: 2', b'ok', reused=False),
+    framed(b'te: chunked\r\ncontent-length: 2', b'ok'),
+    framed(b'content-encoding: chunked\r\ncontent-length: 2', b'ok'),
+    *(bad_coding_of(value, words) for value, words in (
+        (b'gzip', "b'gzip'"),
+        (b'gzip, chunked', "b'gzip, chunked'"),  # CVE-2022-1705
+        (b'chunked\r\nTransfer-Encoding: chunked', "b'chunked, chunked'"),  # CVE-2021-21299
+        (b'', "b''"), (b'x' * 300, "b'%s'..." % ('x' * 80)))),
+    *(bad_coding_of(value) for value in (  # CVE-2022-1705, CVE-2025-69224
+        b'chunked, gzip', b'chunked, chunked', b'chunked\r\ntransfer-encoding: identity',
+        b'identity, chunked', b'chunked,', b',chunked', b'chunked;a=b', b'"chunked"', b'xchunked',
+        b'chunkedx', b'\x0bchunked', b'chunked\xa0', 'chun\u212aed'.encode(),
+        b'chunked\r\n ,gzip')),
+    *(persistence(line, False) for line in (
+        b'connection: close', b'Connection: CLOSE', b'connection: foo, close',
+        b'connection: foo,\tclose ,bar', b'connection: ,close,', b'connection: keep-alive, close',
+        b'connection: a\r\nconnection: close\r\nconnection: b',
+        b'keep-alive: timeout=0', b'keep-alive: timeout=1', b'keep-alive: Timeout=1, max=5',
+        b'keep-alive: max=5, timeout=1', b'keep-alive: max=5,timeout=1',
+        b'keep-alive: max=5;timeout=1', b'keep-alive: max=5\ttimeout=1')),
+    *(persistence(line, True) for line in (
+        b'connection: foo', b'connection: closed', b'connection: "close"', b'connection: closeX',
+        b'connection: close;a', b'connection: keep-alive', b'connection: upgrade',
+        b'connection: ', b'proxy-connection: close', b'x-connection: close',
+        b'keep-alive: timeout=2', b'keep-alive: timeout=20', b'keep-alive: timeout=999999999',
+        b'keep-alive: max=1', b'keep-alive: timeout=x', b'keep-alive: xtimeout=1',
+        b'keep-alive: ')),
+    *(persistence(line, True, b'HTTP/1.0') for line in (
+        b'connection: keep-alive', b'connection: Keep-Alive', b'connection: foo, keep-alive')),
+    *(persistence(line, False, b'HTTP/1.0') for line in (
+        b'connection: foo', b'keep-alive: timeout=20', b'connection: keep-alive, close')),
+    framed(b'connection: close', reused=False, status=b'HTTP/1.1 204 A'),
+    framed(b'content-length: 2', reused=False, status=b'HTTP/1.0 200 OK', method=b'HEAD'),
 )
 
 RESPONSES = (*STATUS_LINES, *FIELD_LINES, *INTERIM_RESPONSES, *KNOWN_LENGTHS, *NO_BODIES,
@@ -2902,6 +2351,18 @@ class SegmentedSocket(socket.socket):
         return data
 
 
+class SegmentedTest(TestCase):
+    """The sockets of its pool receive in self.segments, which a test sets before a request."""
+
+    def segmented_pool(self, **kwargs):
+        def get_sock():
+            self.sock = SegmentedSocket(socket.AF_INET, socket.SOCK_STREAM)
+            self.sock.segments = self.segments
+            return self.sock
+        self.segments = []
+        return self.pool_and_close(get_sock=get_sock, socket_timeout=5, **kwargs)
+
+
 async def second_request(request, server):
     """Whether a second request, which must get its own answer, went out on the same connection."""
     before = len(server.peers)
@@ -2910,7 +2371,7 @@ async def second_request(request, server):
     return len(server.peers) == before
 
 
-class ResponseTest(TestCase):
+class ResponseTest(SegmentedTest):
     """Each row is received whole; in buffers of 7 bytes and 1; by bytes; and cut at each byte."""
 
     seconds = 120
@@ -2918,8 +2379,7 @@ class ResponseTest(TestCase):
     async def check(self, row, segments, recv_bufsize=65536):
         """Receive it, and see whether a second request goes out on the same connection."""
         server, request, close = self.serve_row(row, OK, recv_bufsize=recv_bufsize)
-        self.segments = segments
-        await self.check_response(row, request, server)
+        await self.check_response(row, request, server, segments)
         if segments:
             await self.turns()  # What was to come later has arrived
         self.assertIs(await second_request(request, server), row.reused)
@@ -2933,100 +2393,60 @@ class ResponseTest(TestCase):
             cut for end in re.finditer(rb'[\r\n;]+', row.data)
             for cut in range(end.start() - 1, end.end() + 2)} & {*range(1, len(row.data))})
         for cut in cuts:
-            with self.subTest(row.name, cut=cut):
-                self.segments = [cut]
-                await self.check_response(row, request, server)
+            with self.subTest(brief(row), cut=cut):
+                await self.check_response(row, request, server, [cut])
                 await self.turns()
                 self.assertIs(self.sock.fileno() != -1, row.reused)
         await close()
         server.close()
 
     def serve_row(self, row, *answers, **kwargs):
-        def get_sock():
-            self.sock = SegmentedSocket(socket.AF_INET, socket.SOCK_STREAM)
-            self.sock.segments = list(self.segments)
-            return self.sock
-
-        self.sock = None
         server = self.serve(closing(row.data) if row.closes else row.data, *answers)
-        return (server, *self.pool_and_close(
-            max_header_length=row.limit, socket_timeout=5, get_sock=get_sock, **kwargs))
+        return (server, *self.segmented_pool(max_header_length=row.limit, **kwargs))
 
-    async def check_response(self, row, request, server):
-        if self.sock is not None:
-            self.sock.segments = list(self.segments)  # It may be used again
+    async def check_response(self, row, request, server, segments):
+        self.segments[:] = segments
         if row.error is None:
             result = await fetch(request, row.method, server.url)
             self.assertEqual(result, (row.code, row.headers, row.body))
             return
         exception = await self.fails(row.error, fetch(request, row.method, server.url))
-        for words in row.words:
-            self.assertIn(words, str(exception))
-        self.assertRegex(str(exception), r'\A[ -~]{1,300}\Z')
+        self.assert_says(exception, *row.words)
 
     async def each(self, rows):
         for row in rows:
             for size in (65536, 7, 1):
-                with self.subTest(row.name, recv_bufsize=size):
+                with self.subTest(brief(row), recv_bufsize=size):
                     await self.check(row, [], size)
-            with self.subTest(row.name, cut='at each byte'):
+            with self.subTest(brief(row), cut='at each byte'):
                 await self.check(row, [1] * len(row.data))
             await self.check_cuts(row)
 
-    def test_rows_have_names_of_their_own(self):
-        names = collections.Counter(row.name for row in RESPONSES)
-        self.assertEqual([name for name, count in names.items() if count > 1], [])
-        self.assertGreater(len(names), 300)
-
-    async def test_status_lines(self):
-        await self.each(STATUS_LINES)
-
-    async def test_field_lines(self):
-        await self.each(FIELD_LINES)
-
-    async def test_interim_responses(self):
-        await self.each(INTERIM_RESPONSES)
-
-    async def test_bodies_of_known_length(self):
-        await self.each(KNOWN_LENGTHS)
-
-    async def test_responses_without_a_body(self):
-        await self.each(NO_BODIES)
-
-    async def test_bodies_until_the_connection_is_closed(self):
-        await self.each(UNTIL_CLOSE)
-
-    async def test_chunked_bodies(self):
-        await self.each(CHUNKS)
-
-    async def test_framing_and_persistence(self):
-        await self.each(FRAMING)
+    test_status_lines = of_each(STATUS_LINES)
+    test_field_lines = of_each(FIELD_LINES)
+    test_interim_responses = of_each(INTERIM_RESPONSES)
+    test_bodies_of_known_length = of_each(KNOWN_LENGTHS)
+    test_responses_without_a_body = of_each(NO_BODIES)
+    test_bodies_until_the_connection_is_closed = of_each(UNTIL_CLOSE)
+    test_chunked_bodies = of_each(CHUNKS)
+    test_framing_and_persistence = of_each(FRAMING)
 
     async def test_what_servers_choose_is_not_remembered_without_bound(self):
-        for name, status, field in (
-                ('keep-alive', b'', b'keep-alive: timeout=60, %07d'),
-                ('connection', b'', b'connection: keep-alive, %07d'),
-                ('reason', b'%07d', b''), ('server', b'', b'server: %07d'),
-                ('names', b'', b'x-%07d: a'), ('date', b'', b'date: %07d')):
-            with self.subTest(name):
-                answers = []
-                for number in range(80):
-                    lines = (status % number if status else b'OK',
-                             field % number if field else b'a: b')
-                    answers.append(b'HTTP/1.1 200 %b\r\ncontent-length: 0\r\n%b\r\n\r\n' % tuple(
-                        line.replace(b'%07d' % number, b'%07d' % number * 2000)
-                        for line in lines))
-                server = self.serve(*answers)
-                request = self.pool()
+        for line in (b'HTTP/1.1 200 %b', b'keep-alive: timeout=60, %b', b'server: %b', b'date: %b',
+                     b'connection: keep-alive, %b', b'x-%b: a'):
+            with self.subTest(line):
+                lines = [line % (b'%07d' % number * 2000) for number in range(80)]
+                answers = [response(b'', status=text[9:]) if text.startswith(b'HTTP') else
+                           response(b'', text) for text in lines]
+                server, request = self.serve(*answers), self.pool()
                 await fetch(request, b'GET', server.url)
                 gc.collect()
                 tracemalloc.start()
                 try:
                     for _ in range(79):
                         await fetch(request, b'GET', server.url)
-                    answers.clear()
-                    server.requests.clear()
-                    server.peers[0].requests.clear()
+                    for data in (lines, answers, server.requests, server.peers[0].requests):
+                        data.clear()
                     gc.collect()
                     kept = tracemalloc.take_snapshot().filter_traces(
                         [tracemalloc.Filter(True, lowhaio.__file__)])
@@ -3035,43 +2455,16 @@ class ResponseTest(TestCase):
                 self.assertLess(sum(trace.size for trace in kept.traces), 300000)
                 self.assertEqual(server.counts(), [0])
 
-    async def test_request_that_closes_is_not_pooled(self):
-        for headers, reused in (
-                (((b'connection', b'close'),), False), (((b'Connection', b'a, Close'),), False),
-                (((b'connection', b'keep-alive'),), True)):
-            server = self.serve(OK)
-            request = self.pool()
-            await fetch(request, b'GET', server.url, headers=headers)
-            self.assertIs(await second_request(request, server), reused)
-
-    async def test_http_1_0_request_keeps_alive_only_if_it_says_so(self):
-        for headers, reused in (((), False), (((b'connection', b'keep-alive'),), True)):
-            server = self.serve(OK)
-            request = self.pool(http_version=b'HTTP/1.0')
-            await fetch(request, b'GET', server.url, headers=headers)
-            self.assertIs(await second_request(request, server), reused)
-
-    async def test_bare_line_ends_that_balance_are_refused(self):
-        for head in (b'a: b\nc: d\n', b'a: b\nc: d\r', b'a: b\rc: d\r', b'a: b\n', b'a: b\r'):
-            for part in (b'HTTP/1.1 200 OK\r\n%b\r\n\r\n' % head,
-                         CHUNKED + b'0\r\n%b\r\n\r\n' % head):
-                with self.subTest(part=part):
-                    await self.fails(HttpInvalidResponse, fetch(
-                        self.pool(), b'GET', self.serve(part).url),
-                        'line' if part.startswith(b'HTTP/1.1 200 OK\r\na') else 'chunk')
-
-    async def test_limit_of_a_chunk_line_is_the_same_whole_and_in_parts(self):
-        for size, fits in ((100, True), (102, False)):
-            line = b'1;'.ljust(size - 2, b'x') + b'\r\na\r\n'
-
-            async def in_parts(peer, line=line):
-                await peer.send(CHUNKED)
-                for byte in line + b'0\r\n\r\n':
-                    await peer.send(bytes((byte,)))
-            for answer in (CHUNKED + line + b'0\r\n\r\n', in_parts):
-                with self.subTest(fits=fits, answer=answer):
-                    got = fetch(self.pool(max_header_length=100), b'GET', self.serve(answer).url)
-                    await (got if fits else self.fails(HttpHeaderTooLong, got, 'chunk'))
+    async def test_connection_and_version_of_a_request_decide_whether_it_is_pooled(self):
+        keep_alive = (b'connection', b'keep-alive')
+        for version, headers, reused in (
+                (b'HTTP/1.1', (CLOSE,), False), (b'HTTP/1.1', (keep_alive,), True),
+                (b'HTTP/1.1', ((b'Connection', b'a, Close'),), False),
+                (b'HTTP/1.0', (keep_alive,), True), (b'HTTP/1.0', (), False)):
+            with self.subTest(version=version, headers=headers):
+                server, request = self.serve(OK), self.pool(http_version=version)
+                await fetch(request, b'GET', server.url, headers=headers)
+                self.assertIs(await second_request(request, server), reused)
 
     async def test_names_of_fields_are_lower_cased_however_many_and_long(self):
         names = [b'X-%d' % number for number in range(600)] + [b'Y' * 100]
@@ -3145,12 +2538,11 @@ class Difference(typing.NamedTuple):
     is replaced. What h11 then returns is what the result is made of.
     """
 
-    name: str
+    name: str  # With the section that decides
     example: Case
     kinds: typing.Tuple[str, ...]
     pattern: bytes
     replacement: typing.Union[bytes, typing.Callable[[typing.Match[bytes]], bytes]]
-    rule: str  # The section that decides
     result: typing.Callable[[Outcome], Outcome] = lambda outcome: outcome
 
 
@@ -3162,106 +2554,80 @@ MASKED = rb'\1-by-another-name'  # So that h11 takes it for any field
 
 DIFFERENCES = (
     Difference(
-        'lowhaio refuses a bare LF that ends a line, h11 takes it',
+        'lowhaio refuses a bare LF that ends a line, h11 takes it (RFC 9112 2.2)',
         Case(HEAD + b'a: b\ncontent-length: 2\r\n\r\nok'),
-        (*HEADS, 'trailers'), rb'(?<!\r)\n', H11_REFUSES + b'\n',
-        'RFC 9112 2.2'),
+        (*HEADS, 'trailers'), rb'(?<!\r)\n', H11_REFUSES + b'\n'),
     Difference(
-        'lowhaio refuses HTTP/2.0, and h11 takes it for HTTP/1.x',
-        Case(OK.replace(b'1.1', b'2.0')),
-        HEADS, rb'\AHTTP/[02-9]', H11_REFUSES,
-        'RFC 9110 2.5'),
+        'lowhaio refuses HTTP/2.0, and h11 takes it for HTTP/1.x (RFC 9110 2.5)',
+        Case(OK.replace(b'1.1', b'2.0')), HEADS, rb'\AHTTP/[02-9]', H11_REFUSES),
     Difference(
-        'lowhaio takes a code under 100 for a final one, h11 refuses it',
-        Case(OK.replace(b'200', b'099')),
-        FINAL_HEADS, rb'\A(HTTP/1\.[0-9] )0', rb'\g<1>5',
-        'RFC 9110 15',
+        'lowhaio takes a code under 100 for a final one, h11 refuses it (RFC 9110 15)',
+        Case(OK.replace(b'200', b'099')), FINAL_HEADS, rb'\A(HTTP/1\.[0-9] )0', rb'\g<1>5',
         lambda outcome: outcome._replace(code=b'0' + outcome.code[1:])),
     Difference(
-        'lowhaio takes vertical tabs and form feeds in values and reasons, h11 refuses them',
-        Case(HEAD + b'a: b\x0bc\x0c\r\ncontent-length: 2\r\n\r\nok'),
-        (*HEADS, 'trailers'), rb'[\x0b\x0c]', lambda match: b'<%02x>' % ord(match[0]),
-        'RFC 9110 5.5', with_controls),
+        'lowhaio takes vertical tabs and form feeds in values, h11 refuses them (RFC 9110 5.5)',
+        Case(HEAD + b'a: b\x0bc\x0c\r\ncontent-length: 2\r\n\r\nok'), (*HEADS, 'trailers'),
+        rb'[\x0b\x0c]', lambda match: b'<%02x>' % ord(match[0]), with_controls),
     Difference(
-        'lowhaio looks at no framing where there is no body, h11 refuses it if it is bad',
+        'lowhaio looks at framing only where there is a body, h11 at all (RFC 9112 6.3)',
         Case(b'HTTP/1.1 204 A\r\ntransfer-encoding: gzip\r\n\r\n'),
-        ('interim head', 'bodyless head'), FRAMING_FIELD, MASKED,
-        'RFC 9112 6.3'),
+        ('interim head', 'bodyless head'), FRAMING_FIELD, MASKED),
     Difference(
-        'lowhaio drops trailers that frame, h11 refuses them if they are bad',
-        Case(CHUNKED + b'0\r\ncontent-length: x\r\n\r\n'),
-        ('trailers',), FRAMING_FIELD, MASKED,
-        'RFC 9112 7.1.2'),
+        'lowhaio drops trailers that frame, h11 refuses them if they are bad (RFC 9112 7.1.2)',
+        Case(CHUNKED + b'0\r\ncontent-length: x\r\n\r\n'), ('trailers',), FRAMING_FIELD, MASKED),
     Difference(
-        'lowhaio looks at no content-length beside chunked, h11 refuses it if it is bad',
+        'lowhaio takes any content-length beside chunked, h11 refuses a bad one (RFC 9112 6.3)',
         Case(HEAD + b'content-length: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n'),
-        ('chunked head',), rb'(?im)^(content-length)(?=:)', MASKED,
-        'RFC 9112 6.3'),
+        ('chunked head',), rb'(?im)^(content-length)(?=:)', MASKED),
     Difference(
-        'lowhaio reuses no connection after transfer-encoding with content-length, h11 does',
+        'lowhaio does not reuse after transfer-encoding with content-length (RFC 9112 6.3)',
         Case(HEAD + b'content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n'),
         FINAL_HEADS, rb'(?is)\A(?=.*\ncontent-length[:-])(?=.*\ntransfer-encoding[:-])', b'',
-        'RFC 9112 6.3',
         not_reused),
     Difference(
-        'lowhaio takes identity for no transfer coding, h11 refuses it',
+        'lowhaio takes identity for no transfer coding, h11 refuses it (RFC 2616 4.4)',
         Case(HEAD + b'transfer-encoding: identity\r\n\r\nabc', closes=True),
-        ('identity head',), rb'(?im)^(transfer-encoding)(?=:)', MASKED,
-        'RFC 2616 4.4'),
+        ('identity head',), rb'(?im)^(transfer-encoding)(?=:)', MASKED),
     Difference(
-        'lowhaio refuses a content-length of 20 digits, h11 takes it',
-        Case(HEAD + b'content-length: 00000000000000000002\r\n\r\nok'),
-        ('head', 'identity head'),
-        rb'(?i)\ncontent-length:(?:[\d, \t]|\r\n[ \t])*(?<!\d)\d{20}(?!\d)', H11_REFUSES,
-        'RFC 9110 8.6'),
+        'lowhaio refuses a content-length of 20 digits, h11 takes it (RFC 9110 8.6)',
+        Case(HEAD + b'content-length: 00000000000000000002\r\n\r\nok'), ('head', 'identity head'),
+        rb'(?i)\ncontent-length:(?:[\d, \t]|\r\n[ \t])*(?<!\d)\d{20}(?!\d)', H11_REFUSES),
     Difference(
-        'lowhaio refuses a chunk size of 17 to 20 digits, h11 takes it',
+        'lowhaio refuses a chunk size of 17 to 20 digits, h11 takes it (RFC 9112 7.1)',
         Case(CHUNKED + b'00000000000000000\r\n\r\n'),
-        ('chunk line',), rb'\A[0-9A-Fa-f]{17,20}(?![0-9A-Fa-f])', H11_REFUSES,
-        'RFC 9112 7.1'),
+        ('chunk line',), rb'\A[0-9A-Fa-f]{17,20}(?![0-9A-Fa-f])', H11_REFUSES),
     Difference(
-        'lowhaio takes blanks before a chunk extension, h11 refuses them',
-        Case(CHUNKED + b'0 ;a\r\n\r\n'),
-        ('chunk line',), rb'\A([0-9A-Fa-f]+)[ \t]+;', rb'\1;',
-        'RFC 9110 5.6.3'),
+        'lowhaio takes blanks before a chunk extension, h11 refuses them (RFC 9110 5.6.3)',
+        Case(CHUNKED + b'0 ;a\r\n\r\n'), ('chunk line',), rb'\A([0-9A-Fa-f]+)[ \t]+;', rb'\1;'),
     Difference(
-        'lowhaio refuses a bare CR in a chunk extension, h11 takes it',
-        Case(CHUNKED + b'0;a\rb\r\n\r\n'),
-        ('chunk line',), rb';.*\r(?!\n)', H11_REFUSES,
-        'RFC 9112 2.2'),
+        'lowhaio refuses a bare CR in a chunk extension, h11 takes it (RFC 9112 2.2)',
+        Case(CHUNKED + b'0;a\rb\r\n\r\n'), ('chunk line',), rb';.*\r(?!\n)', H11_REFUSES),
     Difference(
-        'lowhaio refuses a NUL in a chunk extension, h11 takes it',
-        Case(CHUNKED + b'0;a\0\r\n\r\n'),
-        ('chunk line',), rb';.*\0', H11_REFUSES,
-        'RFC 9112 7.1.1'),
+        'lowhaio refuses a NUL in a chunk extension, h11 takes it (RFC 9112 7.1.1)',
+        Case(CHUNKED + b'0;a\0\r\n\r\n'), ('chunk line',), rb';.*\0', H11_REFUSES),
     Difference(
-        'lowhaio reuses a connection if HTTP/1.0 says keep-alive, h11 does not',
+        'lowhaio reuses a connection if HTTP/1.0 says keep-alive, h11 does not (RFC 9112 9.3)',
         Case(b'HTTP/1.0 200 OK\r\nconnection: a, Keep-Alive\r\ncontent-length: 2\r\n\r\nok'),
         FINAL_HEADS, rb'(?is)\AHTTP/1\.0(?!.*\ntransfer-encoding[:-])'
-        rb'(?=.*\nconnection:(?:[^\n]*,)?[ \t]*keep-alive[ \t]*[,\r])', b'HTTP/1.1',
-        'RFC 9112 9.3'),
+        rb'(?=.*\nconnection:(?:[^\n]*,)?[ \t]*keep-alive[ \t]*[,\r])', b'HTTP/1.1'),
     Difference(
-        'lowhaio reuses no connection that the server is about to close, h11 does',
+        'lowhaio does not reuse what the server is about to close, h11 does (RFC 9112 9.5)',
         Case(HEAD + b'keep-alive: timeout=1\r\ncontent-length: 2\r\n\r\nok'),
         FINAL_HEADS, rb'(?is)\A(?:(?!timeout=).)*\nkeep-alive:(?:(?!timeout=)[^\n])*'
-        rb'(?<=[:,; \t])timeout=0*[01](?!\d)', rb'\g<0>',
-        'RFC 9112 9.5', not_reused),
+        rb'(?<=[:,; \t])timeout=0*[01](?!\d)', rb'\g<0>', not_reused),
     Difference(
-        'lowhaio drops blanks before a fold, h11 leaves them in the value',
+        'lowhaio drops blanks before a fold, h11 leaves them in the value (RFC 9112 5.2)',
         Case(HEAD + b'a: b \t\r\n c\r\ncontent-length: 2\r\n\r\nok'),
-        HEADS, rb'(?<=[^\r\n \t])[ \t]+(?=\r\n[ \t])', b'',
-        'RFC 9112 5.2'),
+        HEADS, rb'(?<=[^\r\n \t])[ \t]+(?=\r\n[ \t])', b''),
     Difference(
-        'lowhaio reuses no connection after a 204 that states a body, h11 does',
-        Case(b'HTTP/1.1 204 A\r\ncontent-length: 2\r\n\r\n'),
-        ('bodyless head',), rb'(?is)\AHTTP/1\.[0-9] 204(?=.*\n'
-        rb'(?:content-length|transfer-encoding)[:-])', rb'\g<0>',
-        'RFC 9110 8.6', not_reused),
+        'lowhaio does not reuse after a 204 that states a body, h11 does (RFC 9110 8.6)',
+        Case(b'HTTP/1.1 204 A\r\ncontent-length: 2\r\n\r\n'), ('bodyless head',),
+        rb'(?is)\AHTTP/1\.[0-9] 204(?=.*\n(?:content-length|transfer-encoding)[:-])', rb'\g<0>',
+        not_reused),
     Difference(
-        'lowhaio reuses no connection after an interim response with close, h11 does',
-        Case(b'HTTP/1.1 103 A\r\nconnection: a, Close\r\n\r\n' + OK),
-        ('interim head',), rb'(?i)\nconnection:(?:[^\n]*,)?[ \t]*close[ \t]*[,\r]', rb'\g<0>',
-        'RFC 9112 9.6', not_reused),
+        'lowhaio does not reuse after an interim response with close, h11 does (RFC 9112 9.6)',
+        Case(b'HTTP/1.1 103 A\r\nconnection: a, Close\r\n\r\n' + OK), ('interim head',),
+        rb'(?i)\nconnection:(?:[^\n]*,)?[ \t]*close[ \t]*[,\r]', rb'\g<0>', not_reused),
 )
 
 
@@ -3369,58 +2735,20 @@ def is_end(event):
     return type(event) is h11.EndOfMessage or is_switch(event)
 
 
-# Of each, what comes first is good, and taken most often
-VERSIONS = (b'HTTP/1.1',) * 15 + (b'HTTP/1.0',) * 4 + (b'HTTP/1.2', b'HTTP/2.0')
-CODES = (b'200',) * 15 + (b'204', b'304', b'101', b'404', b'000', b'2x0')
-REASONS = (b' OK', b' ', b'', b' Not  Found', b' \xff\t:', b' \x0b', b'\t', b' a\0')
-LINES = (
-    b'a: b', b'A:b', b'a: \t b c\t ', b'b:', b'set-cookie: a="\\", b"', b'a: b\r\n c',
-    b'c: d \r\n\t e\r\n f', b'connection: close', b'connection: a,\tClose', b'connection: ,close,',
-    b'connection: keep-alive', b'Connection: a, Keep-Alive', b'keep-alive: timeout=1',
-    b'keep-alive: max=5, timeout=20', b'a: \x01\x7f\xff', b'a: \x0bb\x0c', b'content-length: 2',
-    b'transfer-encoding: chunked', b'a : b', b'a', b': b', b' a: b', b'a: b\rc', b'a: b\0')
-EXTENSIONS = (b'', b';a', b';a="\x01 b" ', b' \t', b' ;a=b', b';a\rb', b';\0', b';a\nb', b'g')
-TRAILERS = (b'', b'a: b\r\n', b'A:\r\nb: c\r\n d\r\n', b'transfer-encoding: gzip\r\n',
-            b'content-length: 1\r\ncontent-length: 2\r\n', b'a : b\r\n', b'a: b\n')
 ODD_BYTES = (*(bytes([byte]) for byte in b'\0\1\t\n\r\x0b\x0c "(),:;=-+0129aAfF\x7f\x80\xff'),
              b'\r\n', b'\r\n ', b'\n\n', b'\r\n\r\n', b' \t')
 
 
-def mostly_first(chance, choices):
-    return chance.choice(choices[:chance.choice((1, 1, 1, 2, 4, 99))])
-
-
-def generated_response(chance):
-    some = chance.choice
-    body = bytes(chance.choices(b'ab\r\n0:', k=chance.randrange(20)))
-    chunks, size = generated_chunks(chance, body), b'%d' % len(body)
-    length, coding = b'Content-Length: ' + size, b'transfer-encoding: chunked'
-    framing, payload = some((
-        ([length], body), ([length, length.lower()], body), ([length + b' ,' + size], body),
-        ([b'content-length:' + size.zfill(some((2, 19, 20, 21)))], body),
-        ([b'content-length:' + some((b'5, ', b'+', b'1')) + size], body), ([], body),
-        ([b'transfer-encoding: ' + some((b'identity', b'gzip', b''))], body),
-        ([coding], chunks), ([coding], chunks), ([coding.upper()], chunks), ([coding], chunks),
-        ([coding, b'content-length: ' + some((b'x', b'1'))], chunks),
-        ([coding, coding], chunks), ([coding + b', gzip'], chunks)))
-    lines = chance.choices(LINES[:some((7, 14, 14, 99))], k=chance.randrange(4)) + framing
-    chance.shuffle(lines)
-    lines.insert(0, some(VERSIONS) + b' ' + some(CODES) + mostly_first(chance, REASONS))
-    interim = some((b'', b'', CONTINUE, b'HTTP/1.1 103 A\r\na: b\r\ncontent-length: x\r\n\r\n'))
-    after = mostly_first(chance, (b'', b'x', OK))
-    return interim + b'\r\n'.join(lines) + b'\r\n\r\n' + payload + after
-
-
-def generated_chunks(chance, body):
-    lines = []
-    while body:
-        size = chance.randint(1, len(body))
-        lines.append(b'%b%b\r\n%b\r\n' % (
-            mostly_first(chance, (b'%x', b'%X', b'%016x', b'%03x', b'%017x')) % size,
-            mostly_first(chance, EXTENSIONS), body[:size]))
-        body = body[size:]
-    return b'%b0%b\r\n%b\r\n' % (
-        b''.join(lines), mostly_first(chance, EXTENSIONS), mostly_first(chance, TRAILERS))
+def crossed(chance, data):
+    """A response that has status lines, field lines and chunks of others, too."""
+    for other in chance.choices(RESPONSES, k=chance.choice((1, 1, 2, 4))):
+        lines, others = (re.split(rb'(?<=\r\n)', text) for text in (data, other.data))
+        place = chance.randrange(len(lines))
+        start = 0 if place == 0 else chance.randrange(len(others))
+        end = start + chance.choice((1, 1, 2, 99))
+        lines[place:place + chance.randrange(2)] = others[start:end]
+        data = b''.join(lines)
+    return data
 
 
 def mutated(chance, data):
@@ -3440,13 +2768,13 @@ def generated_cases(seed, number):
     for _ in range(number):
         row, kind = chance.choice(RESPONSES), chance.randrange(5)
         method = row.method if kind == 0 else chance.choice((b'GET', b'GET', b'HEAD'))
-        data = row.data if kind == 0 else generated_response(chance)
+        data = row.data if kind == 0 else crossed(chance, row.data)
         data = mutated(chance, data) if kind < 2 else data
         cuts = tuple(chance.randint(1, len(data) // 2 + 1) for _ in range(chance.randrange(4)))
         yield Case(data, method, not chance.randrange(5), cuts)
 
 
-class OracleOfResponsesTest(TestCase):
+class OracleOfResponsesTest(SegmentedTest):
     """What lowhaio makes of responses, but for the differences, is what h11 does."""
 
     def serve_cases(self):
@@ -3454,25 +2782,15 @@ class OracleOfResponsesTest(TestCase):
             await peer.send(self.case.data)
             if self.closes:
                 peer.close()
-
-        def get_sock():
-            self.sock = SegmentedSocket(socket.AF_INET, socket.SOCK_STREAM)
-            self.sock.segments = list(self.case.cuts)
-            return self.sock
-
-        self.sock = None
-        self.server = self.serve(answer)
-        self.request = self.pool(get_sock=get_sock, socket_timeout=5)
+        self.server, (self.request, _) = self.serve(answer), self.segmented_pool()
 
     async def by_lowhaio(self, case, closes):
-        self.case, self.closes = case, closes
-        if self.sock is not None:
-            self.sock.segments = list(case.cuts)  # It may be used again
+        self.case, self.closes, self.segments[:] = case, closes, case.cuts
         try:
             outcome = Outcome(*await fetch(self.request, case.method, self.server.url))
         except (HttpConnectionClosedError, HttpInvalidResponse):
             outcome = REJECTION
-        self.sock.segments = []
+        self.segments.clear()
         await self.turns()  # What was to come later has arrived
         return outcome._replace(reused=self.sock.fileno() != -1)
 
@@ -3488,7 +2806,7 @@ class OracleOfResponsesTest(TestCase):
 
     async def test_generated_responses(self):
         self.serve_cases()
-        for case in generated_cases(seed=1, number=1500):
+        for case in generated_cases(seed=1, number=3000):
             await self.check(case)
 
     async def test_each_difference_is_one(self):
@@ -3496,125 +2814,63 @@ class OracleOfResponsesTest(TestCase):
         for difference in DIFFERENCES:
             with self.subTest(difference.name):
                 self.assertIn(difference.name, await self.check(difference.example))
-                self.assertNotEqual(
-                    by_h11(difference.example)[0], expected(difference.example)[0])
+                self.assertNotEqual(by_h11(difference.example)[0], expected(difference.example)[0])
 
 
-class Sent(typing.NamedTuple):
-    """A request, and what a server is to make of it."""
-
-    method: bytes = b'GET'
-    tail: str = ''  # Of the URL
-    target: bytes = b'/'
-    params: typing.Tuple[typing.Tuple[str, str], ...] = ()
-    headers: typing.Tuple[typing.Tuple[bytes, bytes], ...] = ()
-    chunks: typing.Tuple[bytes, ...] = ()  # What the body yields
-    content: bytes = b''
-
-
-TEXTS = (  # And how they are encoded in a path, a query and a parameter
-    ('a', 'a', 'a', 'a'), ('\u00fc', '%C3%BC', '%C3%BC', '%C3%BC'),
-    ('\U0001f600', '%F0%9F%98%80', '%F0%9F%98%80', '%F0%9F%98%80'), (' ', '%20', '%20', '%20'),
-    ('%41', '%41', '%41', '%2541'), ('%g', '%25g', '%25g', '%25g'), ('+', '%2B', '+', '%2B'),
-    ('/', '/', '/', '%2F'), ('//..', '//..', '//..', '%2F%2F..'), (';@:', ';@:', ';@:',
-     '%3B%40%3A'),
-    ("!$'()*,", "!$'()*,", "!$'()*,", '%21%24%27%28%29%2A%2C'), ('-._~', '-._~', '-._~', '-._~'),
-    ('"<>\\^`{|}[]', *['%22%3C%3E%5C%5E%60%7B%7C%7D%5B%5D'] * 3), ('=', '=', '=', '%3D'))
-
-SENT_REQUESTS = (
-    Sent(), Sent(b'HEAD'), Sent(b'OPTIONS', '/*', b'/*'), Sent(b'get', '?', b'/?'),
-    Sent(tail='?a#b', target=b'/?a'), Sent(tail='/a?b', target=b'/a?b&c=d', params=(('c', 'd'),)),
-    Sent(TCHARS, headers=((TCHARS.upper(), b'a'), (b'b', b''), (b'B', b' \tc d\t '))),
-    Sent(b'POST', headers=((b'content-length', b'0'),)),
-    Sent(b'PUT', headers=((b'Content-Length', b'5'),), chunks=(b'ab', b'', b'cde'),
-         content=b'abcde'),
-    Sent(b'POST', headers=((b'content-length', b'18'),), chunks=(GET[:18],), content=GET[:18]),
-    Sent(b'POST', headers=((b'expect', b'100-continue'), LENGTH), chunks=(b'ok',), content=b'ok'),
-    Sent(b'POST', headers=((b'Transfer-Encoding', b'chunked'),), chunks=(b'0\r\n\r\n',)),
-    Sent(b'POST', headers=((b'transfer-encoding', b'chunked'),), content=b'ok',
-         chunks=(b'2;a="b"\r', b'\nok\r\n0\r\na: b\r\n\r\n')),
-    Sent(b'POST', headers=((b'transfer-encoding', b'chunked'),), chunks=(chunked(GET),),
-         content=GET),
-    Sent(headers=((b'connection', b'close'),)), Sent(),
-)
-
-
-def generated_request(chance):
-    path, query, param = (chance.choices(TEXTS, k=chance.randrange(5)) for _ in range(3))
-    value, encoded = (''.join(text[column] for text in param) for column in (0, 3))
-    target = '/' + ''.join(text[1] for text in path) + '?a' + ''.join(text[2] for text in query)
-    tail = '/' + ''.join(text[0] for text in path) + '?a' + ''.join(text[0] for text in query)
-    content = bytes(chance.choices(b'\0\r\n0aZ\xff', k=chance.randrange(30)))
-    cut = chance.randint(0, len(content))
-    framing, body = chance.choice((
-        ((b'content-length', b'%d' % len(content)), content),
-        ((b'transfer-encoding', b'chunked'),
-         chunked(*filter(None, (content[:cut], content[cut:]))))))
-    headers = [framing, *((
-        bytes(chance.choices(TCHARS + b'ABCXYZ', k=chance.randint(1, 9))) + b'-',
-        bytes(chance.choices(b'\t !"a,:;=\\~\x80\xff', k=chance.randrange(9))))
-        for _ in range(chance.randrange(5)))]
-    chance.shuffle(headers)
-    return Sent(
-        bytes(chance.choices(TCHARS, k=5)), tail + '#f', (target + '&b=' + encoded).encode(),
-        (('b', value),), tuple(headers), (body[:cut], body[cut:]), content)
+def is_for_any_request(row):
+    """Whether what it has may go with what others have, and h11 knows it."""
+    return row.version == b'HTTP/1.1' and b'gzip' not in row.wire and {
+        b'connection', b'expect'}.isdisjoint(name.lower() for name, _ in row.headers)
 
 
 class OracleOfRequestsTest(TestCase):
     """What lowhaio sends is, to h11, exactly the requests that were asked for."""
 
-    async def read_by_h11(self, peer):
-        connection, events = h11.Connection(h11.SERVER), []
-        data = await peer.receive()
-        while data:
-            events += h11_events(connection, [data])
-            answer = b''
-            if connection.they_are_waiting_for_100_continue:
-                answer = connection.send(h11.InformationalResponse(status_code=100, headers=[]))
-            elif is_end(events[-1]):
-                assert connection.trailing_data == (b'', False), connection.trailing_data
-                self.read.append(events)
-                answer = connection.send(h11.Response(
-                    status_code=200, headers=[('content-length', '0')]))
-                answer += connection.send(h11.EndOfMessage())
-            await peer.send(answer)
-            if connection.our_state is h11.MUST_CLOSE:
-                return
-            if connection.our_state is h11.DONE:
-                connection.start_next_cycle()
-                events = []
-            data = await peer.receive()
-        assert not events, events
+    def check_by_h11(self, row):
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=10**6)
+        head, *data, end = h11_events(connection, [row.wire])
+        self.assertTrue(is_end(end))
+        self.assertEqual(connection.trailing_data, (b'', False))
+        self.assertEqual((head.method, b'HTTP/' + head.http_version), (row.method, row.version))
+        # In lower case, as h11 makes of some values
+        given = [(name.lower(), value.lower().strip(b' \t')) for name, value in row.headers]
+        host = [] if b'host' in dict(given) else [(b'host', b'localhost')]
+        self.assertEqual([(name, value.lower()) for name, value in head.headers], host + given)
+        if (b'transfer-encoding', b'chunked') not in head.headers:
+            self.assertEqual(b''.join(event.data for event in data),
+                             b''.join(map(bytes, row.chunks)))
 
-    async def check(self, sent, connections=1, **kwargs):
-        """Send requests one after another."""
-        self.read = []
-        server = self.serve(script=self.read_by_h11)
-        request, close = self.pool_and_close(**kwargs)
-        for number, (method, tail, target, params, headers, chunks, content) in enumerate(sent):
-            result = await fetch(
-                request, method, server.url + tail, params=params, headers=headers,
-                body=chunks_of, body_args=chunks)
-            self.assertEqual((result[0], result[2]), (b'200', b''))
-            head, *data, _ = self.read[number]
-            self.assertEqual((head.method, head.target), (method, target))
-            self.assertEqual(b'HTTP/' + head.http_version, kwargs.get('http_version', b'HTTP/1.1'))
-            self.assertEqual(head.headers.raw_items(), [
-                (b'host', b'localhost'), *((name, value.strip()) for name, value in headers)])
-            self.assertEqual(b''.join(event.data for event in data), content)
+    def test_rows_are_read_as_they_were_meant(self):
+        for row in (*METHODS, *FIELDS, *SENT_BODIES):
+            if b'gzip' not in row.wire:  # Which h11 doesn't know
+                with self.subTest(brief(row)):
+                    self.check_by_h11(row)
+
+    async def test_parts_of_any_rows_go_together(self):
+        """A method, a target, fields and a body, in one request after another."""
+        async def script(peer):
+            for row in rows:
+                await peer.expect(row.wire)
+                await peer.send(OK)
+            self.assertEqual(await peer.ended(), b'')
+        server, chance, rows = self.serve(script=script), random.Random(1), []
+        request, close = self.pool_and_close(socket_timeout=5)
+        tables = [[*filter(is_for_any_request, table)] for table in (
+            METHODS, (*TARGETS, *PARAMS), FIELDS, SENT_BODIES)]
+        for method, target, fields, body in (map(chance.choice, tables) for _ in range(200)):
+            line = b'%b %b HTTP/1.1\r\n' % (method.method, target.wire.split(b' ')[1])
+            lines = fields.wire.partition(b'\r\n')[2][:-2] + field_lines(body.headers)
+            rows.append(target._replace(
+                wire=b'%b%b\r\n%b' % (line, lines, body.wire.partition(b'\r\n\r\n')[2]),
+                method=method.method, headers=(*fields.headers, *body.headers),
+                chunks=body.chunks))
+            self.check_by_h11(rows[-1])
+        for row in rows:
+            await fetch(request, row.method, row.url.replace('{}', str(server.port), 1),
+                        row.params, row.headers, chunks_of, row.chunks)
         await close()
-        self.assertEqual((len(self.read), len(server.peers)), (len(sent), connections))
-
-    async def test_requests_are_read_as_they_were_meant(self):
-        await self.check(SENT_REQUESTS, connections=2)
-
-    async def test_generated_requests(self):
-        chance = random.Random(1)
-        await self.check([generated_request(chance) for _ in range(200)])
-
-    async def test_requests_of_http_1_0(self):
-        await self.check([Sent(), Sent(b'PUT', headers=(LENGTH,), chunks=(b'ok',), content=b'ok')],
-                         connections=2, http_version=b'HTTP/1.0')
+        await server.peers[0].ended()
+        self.assertEqual(len(server.peers), 1)
 
 
 # ---- Name resolution ----
@@ -3625,31 +2881,29 @@ class NameResolutionTest(TestCase):
     def resolving_pool(self, **kwargs):
         return self.pool(get_dns_resolver=DEFAULT_RESOLVER, **kwargs)
 
-    def resolved(self, **kwargs):
+    def resolved(self, port=0, **kwargs):
         """A name server that knows a.test, the server of that name, and a pool that asks."""
         return (NameServer(self).add('a.test', 'A', '127.0.0.1'),
-                self.serve(OK, host='a.test'), self.resolving_pool(**kwargs))
+                self.serve(OK, host='a.test', port=port), self.resolving_pool(**kwargs))
 
     async def test_name_server_is_asked_once_while_its_answer_lives(self):
         names, server, request = self.resolved(keep_alive_timeout=0)
-        await fetch(request, b'GET', server.url)
-        await fetch(request, b'GET', server.url)
-        self.assertEqual(names.queries, [('a.test', 'A')])
-        self.assertEqual(server.counts(), [1, 1])
+        for _ in range(2):
+            await fetch(request, b'GET', server.url)
+        self.assertEqual((names.queries, server.counts()), ([('a.test', 'A')], [1, 1]))
 
     async def test_cname_is_followed(self):
-        NameServer(self).add('a.test', 'A', 'b.test').add('b.test', 'A', '127.0.0.1')
-        server = self.serve(OK, host='a.test')
-        self.assertEqual((await fetch(self.resolving_pool(), b'GET', server.url))[2], b'ok')
+        names, server, request = self.resolved()
+        names.add('a.test', 'A', 'b.test').add('b.test', 'A', '127.0.0.1')
+        self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
         self.assertIn(b'host: a.test\r\n', server.requests[0])
 
     async def test_aaaa_is_asked_for_where_there_is_no_a_record(self):
         names = NameServer(self).add('a.test', 'A').add('a.test', 'AAAA', '::1')
-        names.answers[b'a.test', 'A'] = (), 60, 0
         server = self.serve(OK, host='a.test', address='::1')
         request = self.resolving_pool(keep_alive_timeout=0)
-        await fetch(request, b'GET', server.url)
-        await fetch(request, b'GET', server.url)
+        for _ in range(2):
+            await fetch(request, b'GET', server.url)
         self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
 
     async def test_failing_name_server_is_a_dns_error(self):
@@ -3665,20 +2919,18 @@ class NameResolutionTest(TestCase):
         self.assertEqual((await fetch(self.resolving_pool(), b'GET', server.url))[2], b'ok')
 
     async def test_lost_packet_is_sent_again_and_leaves_no_cancellation(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        names, server, request = self.resolved()
         names.drops = 1
-        server = self.serve(OK, host='a.test')
-        await fetch(self.resolving_pool(), b'GET', server.url)
+        await fetch(request, b'GET', server.url)
         self.assertEqual(len(names.queries), 2)
-        if sys.version_info >= (3, 11):
-            self.assertEqual(asyncio.current_task().cancelling(), 0)
+        self.assertEqual(getattr(asyncio.current_task(), 'cancelling', int)(), 0)
 
     async def test_name_server_that_never_answers_is_a_dns_error(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        names, _, request = self.resolved()
         names.drops = 100
         start = time.monotonic()
         await self.fails(
-            HttpDnsError, self.resolving_pool()(b'GET', 'http://a.test/'),
+            HttpDnsError, request(b'GET', 'http://a.test/'),
             'a.test could not be resolved: the name servers (127.0.0.1) were asked 5 times each, '
             'for up to 9.5 seconds; in the end: no valid answer', aiodnsresolver.DnsTimeout)
         self.assertEqual(names.queries, [('a.test', 'A')] * 5)
@@ -3689,10 +2941,9 @@ class NameResolutionTest(TestCase):
     async def test_name_server_that_takes_longer_than_half_a_second_is_waited_for(self):
         for delay, number in ((0.6, 2), (1.2, 3)):
             with self.subTest(delay):
-                names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+                names, server, request = self.resolved()
                 names.delay = delay
-                url = self.serve(OK, host='a.test').url
-                self.assertEqual((await fetch(self.resolving_pool(), b'GET', url))[2], b'ok')
+                self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
                 self.assertEqual(len(names.queries), number)
 
     async def test_name_that_is_unknown_or_has_neither_record_is_a_dns_error(self):
@@ -3703,10 +2954,8 @@ class NameResolutionTest(TestCase):
             self.assertEqual(names.queries[-2:], [(host, 'A'), (host, 'AAAA')])
 
     async def test_connections_of_before_are_used_again_once_their_address_is_back(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1', ttl=0)
-        server = self.serve(OK, host='a.test', port=free_port())
+        names, server, request = self.resolved(port=free_port())
         other = self.serve(OK, address='127.0.0.2', port=server.port)
-        request = self.resolving_pool()
         for address in ('127.0.0.1', '127.0.0.2', '127.0.0.1', '127.0.0.2'):
             names.add('a.test', 'A', address, ttl=0)
             await fetch(request, b'GET', server.url)
@@ -3714,20 +2963,17 @@ class NameResolutionTest(TestCase):
         self.assertEqual((server.counts(), other.counts()), ([2], [2]))
 
     async def test_cancellation_after_a_lost_packet_passes_through(self):
-        names = NameServer(self).add('a.test', 'A', '127.0.0.1')
+        names, _, request = self.resolved()
         names.drops = 2
-        task = self.spawn(self.resolving_pool()(b'GET', 'http://a.test/'))
+        task = self.spawn(request(b'GET', 'http://a.test/'))
         while len(names.queries) < 2:
             await asyncio.sleep(0.01)
-        task.cancel()
-        with self.assertRaises(asyncio.CancelledError):
-            await task
+        await cancel(task)
 
     async def test_changed_record_is_seen_after_its_ttl_while_an_old_exception_is_held(self):
-        names = NameServer(self)
-        server = self.serve(OK, host='a.test', port=free_port())
+        names, server, request = self.resolved(port=free_port())
+        names.answers.clear()
         other = self.serve(OK, address='127.0.0.2', port=server.port)
-        request = self.resolving_pool()
         held = await self.fails(HttpDnsError, request(b'GET', server.url))
         names.add('a.test', 'A', '127.0.0.1', ttl=1)
         await fetch(request, b'GET', server.url)
@@ -3742,9 +2988,8 @@ class NameResolutionTest(TestCase):
 
     async def test_concurrent_requests_share_a_query(self):
         names, server, request = self.resolved()
-        tasks = [self.spawn(fetch(request, b'GET', server.url)) for _ in range(5)]
-        for task in tasks:
-            self.assertEqual((await task)[2], b'ok')
+        results = await asyncio.gather(*(fetch(request, b'GET', server.url) for _ in range(5)))
+        self.assertEqual([body for _, _, body in results], [b'ok'] * 5)
         self.assertEqual(len(names.queries), 1)
 
     async def test_cancelled_lookup_does_not_fail_the_others(self):
@@ -3785,13 +3030,6 @@ class NameResolutionTest(TestCase):
             await resolve('%d.test' % number, TYPES.A)
         self.assertLess(len(self.loop.active_timers()), 1024)
         await clear_cache()
-
-    async def test_aaaa_is_tried_where_no_a_address_accepts(self):
-        names = Names().add('a.test', 'A', '127.0.0.1').add('a.test', 'AAAA', '::1')
-        server = self.serve(OK, host='a.test', address='::1')
-        request = self.pool(get_dns_resolver=names)
-        self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
-        self.assertEqual(names.queries, [('a.test', 'A'), ('a.test', 'AAAA')])
 
     async def test_name_in_etc_hosts_is_found_in_any_case_and_with_only_ipv6(self):
         for line, host, address in ((b'127.0.0.1 MyHost', 'myhost', '127.0.0.1'),
@@ -3882,6 +3120,23 @@ SKIPPED_LINES = (
     b'127.0.0.1\0 x', b'"127.0.0.1" x', b'-127.0.0.1 x', b'\xd9\xa1.1.1.1 x', b'#127.0.0.1 x',
     b' # 127.0.0.1 x', b'127.0.0.1 # x', b'127.0.0.1#x', b'\xe9 # x', b'; 127.0.0.1 x', b'\0', b'',
     b' \t\r', b'x' * 100000)
+
+
+@contextlib.contextmanager
+def no_descriptor():
+    """None is free but for those of what is closed."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_files()) + 3, limits[1]))
+    files = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                files.append(os.dup(0))
+        yield
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 class NameFilesTest(OwnMachineTest):
@@ -3983,8 +3238,8 @@ class NameFilesTest(OwnMachineTest):
                 self.assertEqual(await self.code('a.test'), b'200')
 
     async def test_three_name_servers_are_asked_as_by_libc(self):
-        third = NameServer(self, '127.0.0.3', 53).add('a.test', 'A', '127.0.0.1')
-        fourth = NameServer(self, '127.0.0.4', 53).add('a.test', 'A', '127.0.0.1')
+        third, fourth = (NameServer(self, address, 53).add('a.test', 'A', '127.0.0.1')
+                         for address in ('127.0.0.3', '127.0.0.4'))
         self.serve(OK, port=self.PORT)
         write_etc(resolv_conf=b'nameserver ::1\n' + b''.join(
             b'nameserver 127.0.0.%d\n' % number for number in (1, 2, 3, 4)))
@@ -3996,18 +3251,17 @@ class NameFilesTest(OwnMachineTest):
     async def test_files_that_can_not_be_read_are_tried_again_at_the_next_name(self):
         self.serve(OK, port=self.PORT)
         NameServer(self, '127.0.0.1', 53).add('a.test', 'A', '127.0.0.1')
-        for name in ('hosts', 'resolv.conf'):
-            path = Path('/etc', name)
+        for path in (Path('/etc/hosts'), Path('/etc/resolv.conf')):
             for make, unmake in (
                     (lambda path: None, lambda path: None), (Path.mkdir, Path.rmdir),
                     (lambda path: path.symlink_to('hosts.d/none'), Path.unlink),
                     (lambda path: path.symlink_to(path), Path.unlink)):
-                with self.subTest(name, make=make):
+                with self.subTest(path, make=make):
                     path.unlink()
                     make(path)
                     request = self.new_pool()
-                    await self.fails(HttpDnsError, self.code('a.test', request), str(path))
-                    await self.fails(HttpDnsError, self.code('a.test', request), str(path))
+                    for _ in range(2):
+                        await self.fails(HttpDnsError, self.code('a.test', request), str(path))
                     self.assertEqual(await self.code('127.0.0.1', request), b'200')
                     unmake(path)
                     path.write_bytes(b'')
@@ -4015,20 +3269,9 @@ class NameFilesTest(OwnMachineTest):
 
     async def test_pool_that_is_made_without_a_free_descriptor_resolves_later(self):
         self.serve(OK, port=self.PORT)
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + 10, limits[1]))
-        files = []
-        try:
-            with self.assertRaises(OSError):
-                while True:
-                    files.append(os.dup(0))
+        with no_descriptor():
             request = self.new_pool()
             await self.fails(HttpDnsError, self.code('localhost', request), 'Too many open files')
-        finally:
-            for file in files:
-                os.close(file)
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         self.assertEqual(await self.code('localhost', request), b'200')
 
     async def test_failures_are_told_in_words(self):
@@ -4055,9 +3298,7 @@ class NameFilesTest(OwnMachineTest):
             with self.subTest(content=content, host=host):
                 write_etc(resolv_conf=content)
                 exception = await self.fails(HttpDnsError, self.code(host))
-                for word in (host + ' could not be resolved: ', *words):
-                    self.assertIn(word, str(exception))
-                self.assertRegex(str(exception), r'\A[ -~]{10,300}\Z')
+                self.assert_says(exception, host + ' could not be resolved: ', *words)
         self.assertNotIn(('a.test', 'AAAA'), names.queries)
 
     async def test_answer_that_was_cut_and_has_no_address_is_told(self):
@@ -4275,13 +3516,17 @@ class ConnectTest(TestCase):
     def kinds(self):
         return [kind for _, kind in self.names.queries]
 
+    async def failure(self, request, port, *args):
+        return await self.fails(
+            HttpConnectionError, request(b'GET', 'http://a.test:%d/' % port), *args)
+
     async def test_address_that_is_slow_to_accept_is_waited_for(self):
         with full_listener() as listener:
             listener.setblocking(False)
             mine = socket.socket()
             task = self.spawn(fetch(self.pool(get_sock=lambda: mine), b'GET',
                                     'http://127.0.0.1:%d/' % listener.getsockname()[1]))
-            await self.turns()
+            await self.turns()  # Now it waits
             sock, address = await self.loop.sock_accept(listener)
             while address != mine.getsockname():  # The system asks again after a second
                 sock.close()
@@ -4321,8 +3566,8 @@ class ConnectTest(TestCase):
     async def test_failure_is_that_of_the_first_address(self):
         for addresses, error in (((self.REFUSING, self.UNREACHABLE), errno.ECONNREFUSED),
                                  ((self.UNREACHABLE, self.REFUSING), errno.ENETUNREACH)):
-            exception = await self.fails(HttpConnectionError, self.pool_for(*addresses)(
-                b'GET', 'http://a.test:%d/' % free_port()), addresses[0], OSError)
+            exception = await self.failure(
+                self.pool_for(*addresses), free_port(), addresses[0], OSError)
             self.assertEqual(exception.__cause__.errno, error)
 
     async def test_aaaa_is_tried_where_each_a_address_fails_in_its_own_way(self):
@@ -4338,14 +3583,12 @@ class ConnectTest(TestCase):
         def get_sock():
             attempts.append((socket.socket(), self.loop.time()))
             return attempts[-1][0]
-        silent = ('127.0.0.2', '127.0.0.3', '127.0.0.4')
+        port, silent = free_port(), ('127.0.0.2', '127.0.0.3', '127.0.0.4')
+        request = self.pool_for(*silent, get_sock=get_sock, socket_timeout=0.6)
         with contextlib.ExitStack() as stack:
-            port = free_port()
             for address in silent:
                 stack.enter_context(silent_address(address, port))
-            await self.fails(HttpConnectionError, self.pool_for(
-                *silent, get_sock=get_sock, socket_timeout=0.6)(
-                    b'GET', 'http://a.test:%d/' % port), 'a.test', asyncio.TimeoutError)
+            await self.failure(request, port, 'a.test', asyncio.TimeoutError)
         (first, at), (second, second_at), (third, third_at) = attempts
         self.assertTrue(0.24 < second_at - at < 0.4 and 0.24 < third_at - second_at < 0.4)
         self.assertTrue(0.55 < self.loop.time() - at < 0.9)
@@ -4371,12 +3614,11 @@ class ConnectTest(TestCase):
                  + '; and 14 more')):
             with self.subTest(a=a, aaaa=aaaa), silent_address(self.SILENT, free_port()) as port, \
                     silent_address('::1', port):
-                exception = await self.fails(
-                    HttpConnectionError, self.pool_for(*a, aaaa=aaaa, socket_timeout=0.1)(
-                        b'GET', 'http://a.test:%d/' % port))
+                message = str(await self.failure(
+                    self.pool_for(*a, aaaa=aaaa, socket_timeout=0.1), port))
                 words = 'no connection to a.test, port %d: %s' % (port, reasons)
-                self.assertEqual(str(exception)[:len(words)], words)
-                self.assertLessEqual(len(str(exception)), max(len(words), 300))
+                self.assertEqual(message[:len(words)], words)
+                self.assertLessEqual(len(message), max(len(words), 300))
 
     async def test_literal_that_fails_is_named_once(self):
         port = free_port()
@@ -4390,9 +3632,8 @@ class ConnectTest(TestCase):
         for answer in (aiodnsresolver.DnsTimeout(), aiodnsresolver.DnsRecordDoesNotExist(), ()):
             request = self.pool_for('127.0.0.1')
             self.names.records['a.test', 'AAAA'] = answer
-            await self.fails(
-                HttpConnectionError, request(b'GET', 'http://a.test:%d/' % free_port()),
-                '127.0.0.1: Connection refused', ConnectionRefusedError)
+            await self.failure(request, free_port(), '127.0.0.1: Connection refused',
+                               ConnectionRefusedError)
 
     async def test_ipv6_that_worked_is_remembered_where_ipv4_did_not(self):
         for address, keep_alive in itertools.product((self.SILENT, self.REFUSING), (15, 0)):
@@ -4435,8 +3676,7 @@ class ConnectTest(TestCase):
 
     async def test_address_that_worked_goes_first_while_its_answer_lives(self):
         server = self.serve(OK, address=self.ACCEPTING, host='a.test', port=free_port())
-        request = self.pool_for(
-            self.SILENT, self.REFUSING, self.ACCEPTING, keep_alive_timeout=0)
+        request = self.pool_for(self.SILENT, self.REFUSING, self.ACCEPTING, keep_alive_timeout=0)
         with silent_address(self.SILENT, server.port):
             for _ in range(3):
                 await fetch(request, b'GET', server.url)
@@ -4472,10 +3712,11 @@ class ConnectTest(TestCase):
     async def test_get_sock_that_fails_or_takes_no_argument_is_a_connection_error(self):
         def get_sock():
             raise OSError('mine')
+        request = self.pool(get_sock=get_sock)
         for host, words, cause in (('[::1]', 'AF_INET6', TypeError),
                                    ('127.0.0.1', 'mine', OSError)):
-            await self.fails(HttpConnectionError, self.pool(get_sock=get_sock)(
-                b'GET', 'http://%s:9/' % host), words, cause)
+            await self.fails(
+                HttpConnectionError, request(b'GET', 'http://%s:9/' % host), words, cause)
 
     async def test_get_sock_is_called_with_af_inet6_for_ipv6_only(self):
         families = []
@@ -4496,8 +3737,7 @@ class ConnectTest(TestCase):
             return [ipaddress.ip_address('127.0.0.1')] * (len(queries) < 10)
         request = self.pool(
             get_dns_resolver=lambda get_logger_adapter: (resolve, Names().clear_cache))
-        await self.fails(HttpConnectionError, request(
-            b'GET', 'http://localhost:%d/' % free_port()), 'no connection to localhost')
+        await self.failure(request, free_port(), 'no connection to a.test')
         self.assertEqual(queries, ['A', 'AAAA'])
 
 
@@ -4528,27 +3768,26 @@ asyncio.run(main(*sys.argv[1:]))
 
 class OwnMachineConnectTest(OwnMachineTest):
 
+    async def get(self, url, addresses):
+        """Fetch from the first of the addresses that AAAA records have."""
+        async def resolve(host, record_type, get_logger_adapter):
+            if record_type != TYPES.AAAA:
+                raise aiodnsresolver.DnsRecordDoesNotExist
+            return addresses
+        return await fetch(self.pool(
+            get_dns_resolver=lambda get_logger_adapter: (resolve, Names().clear_cache)),
+            b'GET', url)
+
     async def test_zone_that_a_resolver_returns_is_used(self):
         server = self.serve(OK, address='::', host='a.test')
         for addresses in (['fe80::1%lo'], ['fe80::1%1'], ['fe80::1%nope', 'fe80::1%lo'],
                           ['fe80::1', 'fe80::1%lo'], ['fe80::2%lo', 'fe80::1%lo']):
             with self.subTest(addresses):
-                resolver = self.resolver(addresses)
-                request = self.pool(get_dns_resolver=resolver, keep_alive_timeout=0)
-                self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+                self.assertEqual((await self.get(server.url, addresses))[2], b'ok')
 
     async def test_zone_that_is_none_of_this_machine_is_told(self):
-        request = self.pool(get_dns_resolver=self.resolver(['fe80::1%nope']))
-        await self.fails(HttpConnectionError, request(b'GET', 'http://a.test/'),
+        await self.fails(HttpConnectionError, self.get('http://a.test/', ['fe80::1%nope']),
                          'fe80::1%nope: ', OSError)
-
-    @staticmethod
-    def resolver(addresses):
-        async def resolve(host, record_type, get_logger_adapter):
-            if record_type != TYPES.AAAA:
-                raise aiodnsresolver.DnsRecordDoesNotExist
-            return addresses
-        return lambda get_logger_adapter: (resolve, Names().clear_cache)
 
     async def test_port_that_the_system_chose_may_be_the_one_that_nobody_listens_on(self):
         Path('/proc/sys/net/ipv4/ip_local_port_range').write_text('50000 50001')
@@ -4581,18 +3820,17 @@ class OwnMachineConnectTest(OwnMachineTest):
             names.add('%d.a.test' % number, 'A', '127.0.0.1')
         folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, folder)
-        file = os.path.join(folder, 'ca.pem')
+        file, nowhere = os.path.join(folder, 'ca.pem'), os.path.join(folder, 'nowhere')
         authority().cert_pem.write_to_path(file)
         subprocess.run(['openssl', 'rehash', folder], check=True)
-        nowhere = os.path.join(folder, 'nowhere')
         server = self.serve(OK, host='*.a.test')
         tls_server = self.serve(OK, host='*.a.test', tls=server_context('*.a.test'))
         for name, last, least, most, environment in (
                 ('sockets and name server', server, 100, 101, {}),
-                ('file of authorities', tls_server, 12, 28, {
-                    'SSL_CERT_FILE': file, 'SSL_CERT_DIR': nowhere}),
-                ('folder of authorities', tls_server, 12, 28, {
-                    'SSL_CERT_FILE': nowhere, 'SSL_CERT_DIR': folder})):
+                ('file of authorities', tls_server, 12, 28,
+                 {'SSL_CERT_FILE': file, 'SSL_CERT_DIR': nowhere}),
+                ('folder of authorities', tls_server, 12, 28,
+                 {'SSL_CERT_FILE': nowhere, 'SSL_CERT_DIR': folder})):
             with self.subTest(name):
                 self.assertEqual(await self.finished(
                     MANY_HOSTS_SCRIPT, server.url, last.url, str(least), str(most),
@@ -4603,22 +3841,6 @@ class OwnMachineConnectTest(OwnMachineTest):
 class DescriptorsTest(TestCase):
     """Where the process, or the system, has no descriptor free."""
 
-    @contextlib.contextmanager
-    def no_descriptor(self):
-        """None is free but for those of what is closed."""
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_files()) + 3, limits[1]))
-        files = []
-        try:
-            with contextlib.suppress(OSError):
-                while True:
-                    files.append(os.dup(0))
-            yield
-        finally:
-            for file in files:
-                os.close(file)
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
     async def test_connection_that_is_idle_longest_is_closed_first(self):
         server = self.serve(OK)
         names = Names()
@@ -4627,7 +3849,7 @@ class DescriptorsTest(TestCase):
         request = self.pool(get_dns_resolver=names)
         for number in (0, 1, 2, 1):
             await fetch(request, b'GET', 'http://%d.test:%d/' % (number, server.port))
-        with full_listener() as listener, self.no_descriptor():
+        with full_listener() as listener, no_descriptor():
             task = self.spawn(request(b'GET', 'http://3.test:%d/' % listener.getsockname()[1]))
             await server.peers[0].ended()
             self.assertEqual([peer.is_open() for peer in server.peers[1:]], [True, True])
@@ -4636,7 +3858,7 @@ class DescriptorsTest(TestCase):
 
     async def test_lack_of_a_descriptor_is_told_where_nothing_is_idle(self):
         request = self.pool()
-        with self.no_descriptor():
+        with no_descriptor():
             await self.fails(HttpConnectionError, request(b'GET', 'http://127.0.0.1:9/'),
                              'port 9: Too many open files', OSError)
 
@@ -4697,16 +3919,16 @@ class SocketTest(TestCase):
         self.assertEqual(result[2], b'ok')
 
     async def test_errors_of_the_socket_are_errors_of_their_phase(self):
-        for kind, words, faults in (
-                (HttpConnectionError, 'before anything was sent',
-                 {'send': ConnectionResetError('reset')}),
-                (HttpDataError, 'head of the response', {'recv': OSError(errno.EIO, 'input')}),
-                (HttpDataError, 'system', {'recv': OSError(errno.ETIMEDOUT, 'system')})):
+        for kind, words, method, fault in (
+                (HttpConnectionError, 'before anything was sent', 'send',
+                 ConnectionResetError('reset')),
+                (HttpDataError, 'head of the response', 'recv', OSError(errno.EIO, 'input')),
+                (HttpDataError, 'system', 'recv', OSError(errno.ETIMEDOUT, 'system'))):
             with self.subTest(words):
-                exception = await self.fails(kind, self.through(
-                    **{name: [fault] for name, fault in faults.items()}), words, OSError)
+                exception = await self.fails(
+                    kind, self.through(**{method: [fault]}), words, OSError)
                 self.assertNotIn('socket_timeout', str(exception))
-                self.assertIs(type(exception.__cause__), type(*faults.values()))
+                self.assertIs(type(exception.__cause__), type(fault))
 
     async def test_failure_to_send_ends_the_wait_for_it(self):
         class Failing(socket.socket):
@@ -4736,8 +3958,9 @@ class SocketTest(TestCase):
                 parts, ((), length(3), (*length(3), EXPECT)), (7, 65536)):
             with self.subTest(data=data, headers=headers, recv_bufsize=recv_bufsize):
                 request = self.pool(socket_timeout=60, recv_bufsize=recv_bufsize)
-                got = fetch(request, b'PUT', self.serve(resetting(data)).url, headers=headers,
-                            body=streamed(b'abc' if headers else b''))
+                got = fetch(
+                    request, b'PUT', self.serve(closing(data, Peer.reset)).url, headers=headers,
+                    body=streamed(b'abc' if headers else b''))
                 if data in parts[-3:]:
                     with contextlib.suppress(HttpConnectionClosedError):
                         await got
@@ -4758,8 +3981,7 @@ class SocketTest(TestCase):
             await is_reset.wait()
             yield b'b'
         code, _, response_body = await self.pool()(
-            b'POST', self.serve(script=script).url, headers=length(2),
-            body=body)
+            b'POST', self.serve(script=script).url, headers=length(2), body=body)
         self.assertEqual(code, b'413')
         await self.fails(HttpConnectionClosedError, buffered(response_body))
 
@@ -4824,29 +4046,29 @@ class SocketTimeoutTest(SteppedTest):
         await self.fails(HttpDataError, body.__anext__(), 'body', asyncio.TimeoutError)
         await self.fails(HttpDataError, body.__anext__(), 'body')
 
-    async def test_slow_but_steady_tls_record_is_not_cut(self):
-        async def send(peer, encrypted):
+    async def test_slow_but_steady_response_or_tls_record_is_not_cut(self):
+        async def send(peer, encrypted=bytes):
             await drip(peer, encrypted(response(bytes(9000))), parts=10)
-        url, start = self.by_hand(send), time.monotonic()
-        self.assertEqual((await fetch(self.pool(socket_timeout=0.3), b'GET', url))[2],
-                         bytes(9000))
-        self.assertGreater(time.monotonic() - start, 0.45)
+        for url in (self.serve(send).url, self.by_hand(send)):
+            start = time.monotonic()
+            result = await fetch(self.pool(socket_timeout=0.3), b'GET', url)
+            self.assertEqual(result[2], bytes(9000))
+            self.assertGreater(time.monotonic() - start, 0.45)
 
-    async def test_half_a_tls_record_times_out_as_a_data_error(self):
-        async def send(peer, encrypted):
+    async def test_slow_but_steady_handshake_and_half_a_tls_record_are_cut(self):
+        async def half_a_record(peer, encrypted):
             await drip(peer, encrypted(OK)[:-9], parts=3)
-        url, start = self.by_hand(send), time.monotonic()
-        await self.fails(HttpDataError, self.pool(socket_timeout=0.2)(b'GET', url),
-                         'head', asyncio.TimeoutError)
-        self.assertTrue(0.3 < time.monotonic() - start < 2)
 
-    async def test_slow_but_steady_handshake_is_cut(self):
-        async def script(peer):
+        async def handshake(peer):
             await tls_by_hand(peer, functools.partial(drip, parts=1000, seconds=0.02))
-        url, start = self.serve(script=script).url.replace('http', 'https'), time.monotonic()
-        await self.fails(HttpTlsError, self.pool(socket_timeout=0.2)(b'GET', url),
-                         'socket_timeout', asyncio.TimeoutError)
-        self.assertTrue(0.15 < time.monotonic() - start < 2)
+        for url, kind, words, least in (
+                (self.by_hand(half_a_record), HttpDataError, 'head', 0.3),
+                (self.serve(script=handshake).url.replace('http', 'https'), HttpTlsError,
+                 'socket_timeout', 0.15)):
+            start = time.monotonic()
+            await self.fails(kind, self.pool(socket_timeout=0.2)(b'GET', url), words,
+                             asyncio.TimeoutError)
+            self.assertTrue(least < time.monotonic() - start < 2)
 
     async def test_slow_tls_record_does_not_prolong_the_wait_for_a_100(self):
         async def send(peer, encrypted):
@@ -4859,14 +4081,6 @@ class SocketTimeoutTest(SteppedTest):
         sent_at = []
         await fetch(self.pool(), b'PUT', url, body=body, headers=(*length(1), EXPECT))
         self.assertTrue(0.9 < sent_at[0] < 2)
-
-    async def test_slow_but_steady_response_is_not_cut(self):
-        async def answer(peer):
-            await drip(peer, OK, seconds=0.04, parts=10)
-        server, start = self.serve(answer), time.monotonic()
-        self.assertEqual((await fetch(self.pool(socket_timeout=0.2), b'GET', server.url))[2],
-                         b'ok')
-        self.assertGreater(time.monotonic() - start, 0.3)
 
     async def test_pauses_of_the_callers_body_are_not_the_networks(self):
         """Before the response, in the middle of it, and after the whole of it."""
@@ -4892,8 +4106,7 @@ class SocketTimeoutTest(SteppedTest):
         self.assertEqual(size + len(await buffered(body)), 1000000)
 
     async def stalls_once_nothing_moves(self, move):
-        task, peer = await self.begin(
-            bytes(LARGE), headers=length(LARGE), socket_timeout=0.2)
+        task, peer = await self.begin(bytes(LARGE), headers=length(LARGE), socket_timeout=0.2)
         await peer.send(HEAD + b'content-length: 100\r\n\r\nabc')
         _, _, body = await task
         reading = self.spawn(buffered(body))
@@ -4955,12 +4168,16 @@ class SlowServerTest(SteppedTest):
         size, start = 3 * rate, time.monotonic()
         task, peer = await self.begin(size, send_buffer, tls)
         await peer.send(begun)
-        taking = self.spawn(self.takes(peer, size - len(peer.unread), rate))
-        await asyncio.wait({task, taking}, return_when=asyncio.FIRST_COMPLETED)
-        self.assertTrue(taking.done(), 'given up while the server takes bytes')
+        await self.taken(task, peer, size, rate)
         await peer.send(b'de' if begun else OK)
         self.assertEqual(await task, (b'200', b'abcde' if begun else b'ok'))
         self.assertGreater(time.monotonic() - start, 2.4)
+
+    async def taken(self, task, peer, size, rate):
+        taking = self.spawn(self.takes(peer, size - len(peer.unread), rate))
+        await asyncio.wait({task, taking}, return_when=asyncio.FIRST_COMPLETED)
+        self.assertTrue(taking.done(), 'given up while the server takes bytes')
+        return await taking
 
     async def test_steady_server_is_waited_for_however_slow(self):
         """Whether all is in the kernel at once, or the kernel takes no more for long, and also
@@ -4974,10 +4191,7 @@ class SlowServerTest(SteppedTest):
     async def stalls(self, tls, send_buffer, size, taken=130000):
         """How long after the last byte was taken a server is given up that stalls for good."""
         task, peer = await self.begin(size, send_buffer, tls)
-        taking = self.spawn(self.takes(peer, taken - len(peer.unread), self.RATE))
-        await asyncio.wait({task, taking}, return_when=asyncio.FIRST_COMPLETED)
-        self.assertTrue(taking.done(), 'given up while the server takes bytes')
-        last = await taking
+        last = await self.taken(task, peer, taken, self.RATE)
         await self.fails(HttpDataError, task, 'socket_timeout', asyncio.TimeoutError)
         return time.monotonic() - last
 
@@ -5033,19 +4247,14 @@ class TlsTest(TestCase):
             self.assertEqual(len((await fetch(self.pool(), b'GET', server.url))[2]), 2**20)
         self.assertLess(len(asked), 2**20 // 16384 // 2)
 
-    async def test_unknown_authority_is_a_tls_error(self):
-        server = self.serve(OK, tls=True)
-        request = self.pool(get_ssl_context=ssl.create_default_context)
-        await self.fails(HttpTlsError, request(b'GET', server.url), 'localhost',
-                         ssl.SSLCertVerificationError)
-
-    async def test_expired_certificate_is_a_tls_error(self):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    async def test_unknown_authority_and_expired_certificate_are_tls_errors(self):
+        expired = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority().issue_cert('localhost', not_after=datetime.datetime(
-            2020, 1, 1, tzinfo=datetime.timezone.utc)).configure_cert(context)
-        server = self.serve(OK, tls=context)
-        await self.fails(HttpTlsError, self.pool()(b'GET', server.url), 'expired',
-                         ssl.SSLCertVerificationError)
+            2020, 1, 1, tzinfo=datetime.timezone.utc)).configure_cert(expired)
+        for context, trust, words in ((server_context(), ssl.create_default_context, 'localhost'),
+                                      (expired, trusting, 'expired')):
+            await self.fails(HttpTlsError, self.pool(get_ssl_context=trust)(
+                b'GET', self.serve(OK, tls=context).url), words, ssl.SSLCertVerificationError)
 
     async def test_name_in_idna_is_in_sni_but_no_address(self):
         names, seen = Names().add('xn--bcher-kva.test', 'A', '127.0.0.1'), []
@@ -5081,26 +4290,17 @@ class TlsTest(TestCase):
             await self.fails(HttpTlsError, request(b'GET', url), 'localhost', OSError)
 
     async def test_context_is_made_at_the_first_https_request(self):
-        contexts = []
-
-        def get_ssl_context():
-            contexts.append(trusting())
-            return contexts[-1]
+        get_ssl_context = mock.Mock(side_effect=trusting)
         request = self.pool(get_ssl_context=get_ssl_context, keep_alive_timeout=0)
         plain, tls = self.serve(OK), self.serve(OK, tls=True)
-        await fetch(request, b'GET', plain.url)
-        self.assertEqual(contexts, [])
-        await fetch(request, b'GET', tls.url)
-        await fetch(request, b'GET', tls.url)
-        self.assertEqual(len(contexts), 1)
+        for url, number in ((plain.url, 0), (tls.url, 1), (tls.url, 1)):
+            await fetch(request, b'GET', url)
+            self.assertEqual(get_ssl_context.call_count, number)
 
     async def test_exception_of_get_ssl_context_is_a_tls_error(self):
-        def get_ssl_context():
-            raise ValueError('mine')
-        server = self.serve()
-        request = self.pool(get_ssl_context=get_ssl_context)
-        await self.fails(HttpTlsError, request(b'GET', server.url.replace('http', 'https')),
-                         'mine', ValueError)
+        request = self.pool(get_ssl_context=mock.Mock(side_effect=ValueError('mine')))
+        await self.fails(HttpTlsError, request(
+            b'GET', self.serve().url.replace('http', 'https')), 'mine', ValueError)
 
     async def test_cut_is_an_error_of_heads_and_bodies(self):
         """Only a close_notify ends a body that runs until close."""
@@ -5115,10 +4315,7 @@ class TlsTest(TestCase):
                  CHUNKED + CHUNK + b'0\r\n', HEAD + b'\r\n', HEAD + b'\r\nabc'),
                 contexts, (Peer.close, Peer.reset, Peer.close_tls)):
             with self.subTest(data=data, version=tls.minimum_version, end=end):
-                async def answer(peer, data=data, end=end):
-                    await peer.send(data)
-                    end(peer)
-                result = fetch(request, b'GET', self.serve(answer, tls=tls).url)
+                result = fetch(request, b'GET', self.serve(closing(data, end), tls=tls).url)
                 if end == Peer.close_tls and data.startswith(HEAD + b'\r\n'):
                     self.assertEqual((await result)[2], data[len(HEAD) + 2:])
                 else:
@@ -5152,8 +4349,8 @@ class TlsTest(TestCase):
     async def test_large_bodies_go_both_ways_with_a_tiny_buffer(self):
         data = bytes(range(256)) * 300
         for version in TLS_VERSIONS:
-            tls = server_context('localhost', version=version)
-            server = self.serve(response(data), CHUNKED + chunked(data), tls=tls)
+            server = self.serve(response(data), CHUNKED + chunked(data),
+                                tls=server_context('localhost', version=version))
             request = self.pool(recv_bufsize=100)
             for _ in range(2):
                 _, _, body = await fetch(
@@ -5271,8 +4468,7 @@ class RenegotiationTest(TestCase):
                 await asyncio.sleep(0)
             yield b'the end\n'
         server, request = self.renegotiating()
-        task = self.spawn(fetch(
-            request, b'PUT', server.url, headers=length(5000008), body=body))
+        task = self.spawn(fetch(request, b'PUT', server.url, headers=length(5000008), body=body))
         await server.says(rb'PUT /')
         for _ in range(20):
             server.tell(b'r\n')
@@ -5310,22 +4506,28 @@ class FairnessTest(TestCase):
     """
 
     SIZE = 8000000
-    TINY = CHUNK
 
-    async def tick(self):
+    @contextlib.asynccontextmanager
+    async def ticking(self):
+        """Count the turns of another task, and note how late the latest one is."""
+        async def tick():
+            while True:
+                start = time.thread_time()
+                await asyncio.sleep(0)
+                self.late = max(self.late, time.thread_time() - start)
+                self.ticks += 1
         self.late = self.ticks = 0
-        while True:
-            start = time.thread_time()
-            await asyncio.sleep(0)
-            self.late = max(self.late, time.thread_time() - start)
-            self.ticks += 1
+        task = self.spawn(tick())
+        await self.turns()
+        yield
+        await cancel(task)
 
     def prompt_context(self):
         context = trusting()
         context.sslsocket_class = prompt(ssl.SSLSocket)
         return context
 
-    async def transfer(self, answer, size=0, tls=False, body=empty_async_iterator, headers=(),
+    async def transfer(self, answer, size=0, body=empty_async_iterator, headers=(), tls=False,
                        recv_bufsize=65536):
         def converse(sock):
             data = sock.recv(262144)
@@ -5339,13 +4541,11 @@ class FairnessTest(TestCase):
             recv_bufsize=recv_bufsize, get_ssl_context=self.prompt_context,
             get_sock=sockets(prompt(socket.socket)))
         with in_thread(converse, tls) as url:
-            ticks = self.spawn(self.tick())
-            await self.turns()
-            _, _, chunks = await request(b'PUT', url, headers=headers, body=body)
-            async for _ in chunks:
-                pass
-            await self.turns()
-            ticks.cancel()
+            async with self.ticking():
+                _, _, chunks = await request(b'PUT', url, headers=headers, body=body)
+                async for _ in chunks:
+                    pass
+                await self.turns()
             await close()
 
     async def assert_fair(self, *args, **kwargs):
@@ -5357,38 +4557,33 @@ class FairnessTest(TestCase):
                 return
         self.fail('other tasks waited for %s seconds' % late)
 
-    async def test_no_task_is_late_during_a_download(self):
-        for tls in (False, True):
-            with self.subTest(tls=tls):
-                await self.assert_fair(response(bytes(self.SIZE)), tls=tls)
-                self.assertGreater(self.ticks, self.SIZE // 1000000)
-
-    async def test_no_task_is_late_during_an_upload(self):
+    async def test_no_task_is_late_during_a_download_and_an_upload(self):
         async def pieces():
             for _ in range(100):
                 yield bytes(self.SIZE // 100)
-        for tls in (False, True):
-            with self.subTest(tls=tls):
-                for body in (streamed(bytes(self.SIZE)), pieces):
-                    await self.assert_fair(OK, self.SIZE, tls, body, length(self.SIZE))
-                    self.assertGreater(self.ticks, self.SIZE // 1000000)
+        sent = length(self.SIZE)
+        for tls, transfer in itertools.product((False, True), (
+                (response(bytes(self.SIZE)),),
+                (OK, self.SIZE, streamed(bytes(self.SIZE)), sent), (OK, self.SIZE, pieces, sent))):
+            with self.subTest(tls=tls, upload=transfer[1:]):
+                await self.assert_fair(*transfer, tls=tls)
+                self.assertGreater(self.ticks, self.SIZE // 1000000)
 
     async def test_no_task_is_late_during_a_download_of_tiny_chunks(self):
         for bufsize, number in ((5000, 30000), (65536, 60000), (1048576, 200000)):
             with self.subTest(bufsize=bufsize):
-                await self.assert_fair(
-                    CHUNKED + number * self.TINY + b'0\r\n\r\n', recv_bufsize=bufsize)
+                await self.assert_fair(CHUNKED + number * CHUNK + LAST_CHUNK, recv_bufsize=bufsize)
 
     async def test_no_task_is_late_during_an_upload_of_tiny_chunks(self):
         async def one_by_one():
             for _ in range(6000):
                 for piece in (b'1\r\n', b'x', b'\r\n'):
                     yield piece
-            yield b'0\r\n\r\n'
-        at_once = streamed(60000 * self.TINY + b'0\r\n\r\n')
+            yield LAST_CHUNK
+        at_once = streamed(60000 * CHUNK + LAST_CHUNK)
         for body, size in ((one_by_one, 36005), (at_once, 360005)):
             with self.subTest(body=body):
-                await self.assert_fair(OK, size, body=body, headers=CODING)
+                await self.assert_fair(OK, size, body, CODING)
 
     async def test_other_tasks_get_their_turn_though_each_response_is_there_at_once(self):
         class PromptlyAnswered(socket.socket):
@@ -5402,10 +4597,9 @@ class FairnessTest(TestCase):
                 sock.sendall(OK)
         with in_thread(answer) as url:
             request, close = self.pool_and_close(get_sock=sockets(PromptlyAnswered))
-            ticks = self.spawn(self.tick())
-            for _ in range(50):
-                await fetch(request, b'GET', url)
-            ticks.cancel()
+            async with self.ticking():
+                for _ in range(50):
+                    await fetch(request, b'GET', url)
             await close()
         self.assertGreaterEqual(self.ticks, 45)
 
@@ -5416,10 +4610,9 @@ class FairnessTest(TestCase):
         sent, server = self.loop.create_future(), self.serve(answer)
         _, _, body = await self.pool(recv_bufsize=1000)(b'GET', server.url)
         await sent
-        self.spawn(self.tick())
-        await self.turns()
-        self.ticks = 0
-        await buffered(body)
+        async with self.ticking():
+            self.ticks = 0
+            await buffered(body)
         self.assertGreaterEqual(self.ticks, 2)
 
     async def test_other_tasks_get_their_turn_with_a_receive_buffer_of_8_megabytes(self):
@@ -5443,13 +4636,11 @@ class FairnessTest(TestCase):
         with in_thread(answer) as url:
             request, close = self.pool_and_close(recv_bufsize=2**23, get_sock=sockets(Whole))
             _, _, body = await request(b'GET', url)
-            ticks = self.spawn(self.tick())
-            await self.turns()
-            received = self.ticks = 0
-            async for chunk in body:
-                received += len(chunk)
-                self.assertGreaterEqual(self.ticks + 2, received // 2**20)
-            ticks.cancel()
+            async with self.ticking():
+                received = self.ticks = 0
+                async for chunk in body:
+                    received += len(chunk)
+                    self.assertGreaterEqual(self.ticks + 2, received // 2**20)
             await close()
         self.assertEqual(received, size)
 
@@ -5471,10 +4662,9 @@ class FairnessTest(TestCase):
         event = asyncio.Event()
         with in_thread(echo) as url:
             _, _, answer = await self.pool()(b'POST', url, headers=length(self.SIZE), body=body)
-            ticks = self.spawn(self.tick())
-            event.set()
-            self.assertEqual(len(await buffered(answer)), self.SIZE)
-            ticks.cancel()
+            async with self.ticking():
+                event.set()
+                self.assertEqual(len(await buffered(answer)), self.SIZE)
         self.assertGreaterEqual(self.ticks, self.SIZE // 2**20)
 
 
