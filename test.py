@@ -5484,42 +5484,82 @@ class TurnTest(TestCase):
 # ---- Request body ----
 
 
-class RequestBodyTest(SteppedTest):
+async def forever():
+    await asyncio.Event().wait()
 
-    async def sent(self, body, size, *args, **kwargs):
-        """What a server gets of a body that it answers to, and the code of the answer."""
+
+async def failing():
+    raise KeyError('mine')
+
+
+class ExchangeTest(SteppedTest):
+    """One whose body waits for self.event at each step that is self.pause."""
+
+    def uploading(self, *args, **kwargs):
+        self.event = asyncio.Event()
+        return super().uploading(*args, **kwargs)
+
+    async def pause(self):
+        await self.event.wait()
+
+    def rows(self, *columns):
+        """Each combination, plain and over TLS."""
+        for row in itertools.product((None, server_context()), *columns):
+            with self.subTest(row=row):
+                yield row
+
+    async def driven(self, early, *steps, **kwargs):
+        """The peer, and the task that runs the body: that of the request, or the response's."""
+        if not early:
+            return reversed(await self.begin(*steps, **kwargs))
+        peer, body = await self.begun(*steps, **kwargs)
+        return peer, self.spawn(buffered(body))
+
+    async def concludes(self, task, peer, *dialogue, result=(b'200', b'ok')):
+        """The peer sends, expects, sends and so on; then the request has returned a result."""
+        whole = self.spawn(self.whole(task))
+        for number, data in enumerate(dialogue):
+            await (peer.expect(data) if number % 2 else peer.send(data))
+        self.assertEqual(await whole, result)
+
+    async def stops(self, task, peer, *dialogue, result=(b'413', b'big'), note='CancelledError',
+                    sent=b''):
+        """The last word of a dialogue stops the body; return what was sent but not read."""
+        await self.concludes(task, peer, *(dialogue or (REFUSAL,)), result=result)
+        self.assertEqual(self.notes, [note, 'closed'])
+        if peer.is_open() and sent is not None:
+            self.assertEqual(await self.closed(peer), sent)
+
+
+class RequestBodyTest(ExchangeTest):
+
+    async def sent(self, body, size, args=(), **kwargs):
+        """What a server gets of a body that it answers to."""
         server = self.serve(OK)
         await fetch(self.pool(), b'PUT', server.url, headers=length(size), body=body,
                     body_args=args, **kwargs)
         return server.requests[0].split(b'\r\n\r\n', 1)[1]
 
-    async def test_chunk_that_is_changed_after_it_was_yielded_is_sent_as_it_was(self):
-        async def body():
-            chunk = bytearray(b'a' * 10)
-            for byte in b'abc':
-                chunk[:] = bytes((byte,)) * 10
-                yield chunk
-        self.assertEqual(await self.sent(body, 30), b'a' * 10 + b'b' * 10 + b'c' * 10)
-
-    async def test_body_may_resize_what_it_has_yielded(self):
+    async def test_body_may_change_and_resize_what_it_has_yielded(self):
         async def body(size):
             data = bytearray(b'a' * size)
             yield data
+            data[:] = b'b' * size
+            yield data
             data.clear()
-            data.extend(b'b' * size)
+            data.extend(b'c' * size)
             yield memoryview(data)
             data.clear()
         for size in (1, 65535, 65536, 10**7):
-            self.assertTrue(await self.sent(body, 2 * size, size) == b'a' * size + b'b' * size)
+            self.assertTrue(await self.sent(body, 3 * size, (size,)) ==
+                            b'a' * size + b'b' * size + b'c' * size)
 
     async def test_body_gets_its_arguments(self):
         async def body(*args, **kwargs):
             yield repr((args, kwargs)).encode()
         for kwargs in ({'b': 2}, (('b', 2),)):
-            server = self.serve(OK)
-            await fetch(self.pool(), b'PUT', server.url, headers=length(16), body=body,
-                        body_args=iter((1,)), body_kwargs=kwargs)
-            self.assertTrue(server.requests[0].endswith(b"((1,), {'b': 2})"))
+            self.assertEqual(await self.sent(body, 16, iter((1,)), body_kwargs=kwargs),
+                             b"((1,), {'b': 2})")
 
     async def test_body_may_be_any_asynchronous_iterable(self):
         """Here one without a coroutine."""
@@ -5537,22 +5577,17 @@ class RequestBodyTest(SteppedTest):
                 future.set_result(self.chunks.pop(0))
                 return future
         for chunks in ((), (b'a',), (b'a', b'b')):
-            with self.subTest(chunks=chunks):
-                self.assertEqual(await self.sent(Body, len(chunks), chunks, StopAsyncIteration),
-                                 b''.join(chunks))
-                await self.fails(HttpConnectionError, self.sent(
-                    Body, 9, chunks, KeyError('mine')), 'mine', KeyError)
+            self.assertEqual(await self.sent(Body, len(chunks), (chunks, StopAsyncIteration)),
+                             b''.join(chunks))
+            await self.fails(HttpConnectionError, self.sent(Body, 9, (chunks, KeyError('mine'))),
+                             'mine', KeyError)
 
     async def test_what_the_call_of_a_body_raises_or_returns_may_be_wrong(self):
         def body():
             raise FileNotFoundError('gone')
-        for kind, given, cause in (
-                (HttpConnectionError, body, FileNotFoundError),
-                (HttpInvalidRequest, lambda unknown: None, TypeError),
-                *((HttpInvalidRequest, lambda returned=returned: returned, TypeError)
-                  for returned in (b'abc', None, iter((b'abc',))))):
-            with self.subTest(kind=kind):
-                await self.fails(kind, self.sent(given, 3), cause=cause)
+        await self.fails(HttpConnectionError, self.sent(body, 3), cause=FileNotFoundError)
+        for wrong in (lambda unknown: None, lambda: b'abc', lambda: None, lambda: iter((b'abc',))):
+            await self.fails(HttpInvalidRequest, self.sent(wrong, 3), cause=TypeError)
 
     async def test_head_and_first_chunk_leave_together_on_any_connection(self):
         """Also after a response that came before the end of its request."""
@@ -5576,15 +5611,12 @@ class RequestBodyTest(SteppedTest):
             await fetch(request, b'PUT', server.url, headers=length(3), body=each)
         self.assertEqual((len(server.peers), sizes), (1, [len(server.requests[0])] * 2))
 
-    async def test_slow_body_does_not_hold_the_head_back(self):
-        event = asyncio.Event()
-        task, peer = await self.begin(event.wait, CHUNK + LAST_CHUNK)
-        event.set()
-        await peer.expect(CHUNK + LAST_CHUNK)
-        await peer.send(OK)
-        self.assertEqual(await self.whole(task), (b'200', b'ok'))
+    async def test_body_that_waits_does_not_hold_the_head_back(self):
+        task, peer = await self.begin(self.pause, CHUNK + LAST_CHUNK)
+        self.event.set()
+        await self.concludes(task, peer, b'', CHUNK + LAST_CHUNK, OK)
 
-    async def test_head_leaves_while_the_body_yields_nothing_without_a_pause(self):
+    async def test_body_that_yields_nothing_without_a_pause_does_not_hold_the_head_back(self):
         async def body():
             while not begun:
                 yield b''
@@ -5592,9 +5624,7 @@ class RequestBodyTest(SteppedTest):
         begun = []
         task, peer = await self.begin(body=body)
         begun.append(True)
-        await peer.expect(LAST_CHUNK)
-        await peer.send(OK)
-        self.assertEqual(await self.whole(task), (b'200', b'ok'))
+        await self.concludes(task, peer, b'', LAST_CHUNK, OK)
 
     async def test_large_chunk_is_not_copied_to_join_the_head(self):
         async def script(peer):
@@ -5606,30 +5636,25 @@ class RequestBodyTest(SteppedTest):
         try:
             await fetch(self.pool(), b'POST', server.url, body=streamed(data),
                         headers=length(len(data)))
-            peak = tracemalloc.get_traced_memory()[1]
+            self.assertLess(tracemalloc.get_traced_memory()[1], 3 * 10**6)
         finally:
             tracemalloc.stop()
-        self.assertLess(peak, 3 * 10**6)
 
     async def test_what_the_socket_does_not_take_at_once_is_sent_while_the_body_waits(self):
         for tls in self.plain_and_tls():
-            event = asyncio.Event()
             task, peer = await self.begin(
-                bytes(LARGE), event.wait, b'.', headers=length(LARGE + 1), tls=tls)
+                bytes(LARGE), self.pause, b'.', headers=length(LARGE + 1), tls=tls)
             await peer.read(LARGE)
-            event.set()
-            await peer.expect(b'.')
-            await peer.send(OK)
-            self.assertEqual(await self.whole(task), (b'200', b'ok'))
+            self.event.set()
+            await self.concludes(task, peer, b'', b'.', OK)
 
     async def test_trailers_and_extensions_of_a_request_are_checked_as_they_come(self):
         for start, bad in ((b'0\r\n', b'\nGET /evil HTTP/1.1'), (b'0\r\nx: a', b'\n\nGET /evil'),
                            (b'5;a\r', b'bcd'), (b'0\r\nx: a;b', b'\0')):
             with self.subTest(start=start, bad=bad):
-                event = asyncio.Event()
-                task, peer = await self.begin(start, event.wait, bad)
+                task, peer = await self.begin(start, self.pause, bad)
                 await peer.expect(start)
-                event.set()
+                self.event.set()
                 await self.fails(HttpDataError, task, 'chunked')
                 self.assertEqual(await self.closed(peer), b'')
 
@@ -5638,29 +5663,26 @@ class RequestBodyTest(SteppedTest):
             try:
                 for _ in range(number):
                     yield bytes(30000)
-                    if waits:
-                        await asyncio.sleep(0)
+                    await self.turns(waits)
                 raise KeyError('mine')
             finally:
-                ended.append(number)
+                self.notes.append(number)
 
         async def script(peer):
             await (peer.ended() if peer is server.peers[0] else peer.request())
             await peer.send(OK)
-        context, kinds = server_context(), set()
-        for tls, number, waits in itertools.product((None, context), range(5), (False, True)):
-            with self.subTest(tls=tls, number=number, waits=waits):
-                server, request, ended = self.serve(script=script, tls=tls), self.pool(), []
-                with self.assertRaisesRegex(HttpError, 'mine') as raised:
-                    await request(b'PUT', server.url, headers=length(200000), body=body,
-                                  body_args=(number, waits))
-                self.assertIsInstance(raised.exception.__cause__, KeyError)
-                self.assertEqual(ended, [number])
-                while not server.peers:
-                    await asyncio.sleep(0)
-                await gone(server.peers[0])
-                kinds.add((type(raised.exception), bool(server.peers[0].received)))
-                self.assertEqual((await fetch(request, b'GET', server.url))[2], b'ok')
+        kinds = set()
+        for tls, number, waits in self.rows(range(5), (0, 1)):
+            server = self.serve(script=script, tls=tls)
+            with self.assertRaisesRegex(HttpError, 'mine') as raised:
+                await self.uploading(server, number, waits, headers=length(200000), body=body)
+            self.assertIsInstance(raised.exception.__cause__, KeyError)
+            self.assertEqual(self.notes, [number])
+            while not server.peers:
+                await asyncio.sleep(0)
+            await gone(server.peers[0])
+            kinds.add((type(raised.exception), bool(server.peers[0].received)))
+            self.assertEqual((await fetch(self.request, b'GET', server.url))[2], b'ok')
         self.assertEqual(kinds, {(HttpConnectionError, False), (HttpDataError, True)})
 
     async def test_other_exceptions_of_the_body_pass_through(self):
@@ -5669,16 +5691,14 @@ class RequestBodyTest(SteppedTest):
             pass
 
         async def stops():
-            await event.wait()
+            await self.pause()
             raise Stop
-        for answer in (b'', HALF):
-            event = asyncio.Event()
-            task, peer = await self.begin(CHUNK, stops, LAST_CHUNK)
-            await peer.send(answer)
-            got = self.whole(task) if not answer else buffered((await task)[2])
-            event.set()
+        for early in (False, True):
+            peer, body = await self.begun(CHUNK, stops) if early else \
+                reversed(await self.begin(CHUNK, stops))
+            self.event.set()
             with self.assertRaises(Stop):
-                await got
+                await (buffered(body) if early else body)
             self.assertEqual((await self.closed(peer), self.notes), (CHUNK, ['Stop', 'closed']))
 
     async def test_buffer_of_the_caller_is_free_when_its_body_is_closed(self):
@@ -5689,8 +5709,8 @@ class RequestBodyTest(SteppedTest):
                 buffer.clear()
         buffer = bytearray(LARGE)
         task, peer = await self.begin(headers=length(LARGE), body=body)
-        await peer.send(REFUSAL)
-        self.assertEqual((await self.whole(task), buffer), ((b'413', b'big'), b''))
+        await self.concludes(task, peer, REFUSAL, result=(b'413', b'big'))
+        self.assertEqual(buffer, b'')
 
 
 @types.coroutine
@@ -5705,175 +5725,90 @@ def closed_when(coroutine, is_time):
     coroutine.close()
 
 
-class CallersBodyTest(SteppedTest):
+class CallersBodyTest(ExchangeTest):
     """What the body of the caller does inside works as it does in a task."""
 
     VARIABLE = contextvars.ContextVar('VARIABLE')
 
     def snippets(self):
-        """What is awaited, and what comes of it."""
-        async def answer(seconds=0):
-            await asyncio.sleep(seconds)
-            return 42
-
-        async def timeout_that_expires():
-            try:
-                async with asyncio.timeout(0.01):
-                    await asyncio.Event().wait()
-            except asyncio.TimeoutError:
-                return asyncio.current_task().cancelling()
-
-        async def timeout_of_lowhaio_that_expires():
-            try:
-                with timeout(self.loop, 0.01):
-                    await asyncio.Event().wait()
-            except asyncio.TimeoutError:
-                return 'expired'
-
-        async def wait_for_that_expires():
-            try:
-                await asyncio.wait_for(answer(60), 0.01)
-            except asyncio.TimeoutError:
-                return 'expired'
-
-        async def group():
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(answer()) for _ in range(3)]
-            return [task.result() for task in tasks]
-
-        async def group_that_fails():
-            async def fail():
-                raise KeyError
-            try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(answer(60))
-                    group.create_task(fail())
-            except BaseExceptionGroup as exception:  # noqa: F821
-                if sys.version_info < (3, 13):
-                    asyncio.current_task().uncancel()  # It doesn't
-                return len(exception.exceptions), asyncio.current_task().cancelling()
-
-        async def queue():
-            queue = asyncio.Queue()
-            self.loop.call_later(0.01, queue.put_nowait, 'put')
-            return await queue.get()
-
-        async def bare_yields():
-            for _ in range(30):
-                await asyncio.sleep(0)
-            return 'yielded'
-
-        async def cancelled_task():
-            task = self.loop.create_task(answer(60))
-            self.loop.call_soon(task.cancel)
-            try:
-                await task
-            except asyncio.CancelledError:
-                return task.cancelled()
-
-        async def failed_future():
-            future = self.loop.create_future()
-            self.loop.call_soon(future.set_exception, KeyError('set'))
-            try:
-                await future
-            except KeyError as exception:
-                return exception.args
-
-        async def done_future():
+        """What is awaited, and proves what comes of it."""
+        async def futures_that_are_done_now_or_later():
             future = self.loop.create_future()
             future.set_result('done')
-            return await future
+            self.assertEqual(await future, 'done')
+            self.assertEqual(await asyncio.gather(future, asyncio.sleep(0.01, 1)), ['done', 1])
+            self.assertEqual(await asyncio.wait_for(asyncio.sleep(0, 2), 60), 2)
 
-        async def current_task():
+        async def futures_that_fail():
+            future, task = self.loop.create_future(), self.loop.create_task(forever())
+            self.loop.call_soon(future.set_exception, KeyError('set'))
+            await self.fails(KeyError, future, 'set')
+            self.loop.call_soon(task.cancel)
+            await self.fails(asyncio.CancelledError, task)
+
+        async def bare_yields():
+            await self.turns(30)
+
+        async def timeouts():
+            await self.fails(asyncio.TimeoutError, asyncio.wait_for(forever(), 0.01))
+            with self.assertRaises(asyncio.TimeoutError), timeout(self.loop, 0.01):
+                await forever()
+
+        async def current_task_and_variable():
             await asyncio.sleep(0)
-            return asyncio.current_task() is self.driver
-
-        async def variable():
-            await asyncio.sleep(0)
-            return self.VARIABLE.get()
-
-        async def of_another_loop():
-            other = asyncio.new_event_loop()
-            try:
-                await other.create_future()
-            except RuntimeError as exception:
-                return 'loop' in str(exception)
-            finally:
-                other.close()
+            self.assertEqual((asyncio.current_task(), self.VARIABLE.get()), (self.driver, 'mine'))
 
         @types.coroutine
         def odd():
             yield 'odd'
 
-        async def no_future():
-            try:
-                await odd()
-            except RuntimeError as exception:
-                return 'odd' in str(exception)
+        async def what_can_not_be_awaited():
+            with contextlib.closing(asyncio.new_event_loop()) as other:
+                await self.fails(RuntimeError, other.create_future(), 'loop')
+            await self.fails(RuntimeError, odd(), 'odd')
+            await self.fails(RuntimeError, asyncio.current_task())
 
-        async def current_task_itself():
-            try:
-                await asyncio.current_task()
-            except RuntimeError:
-                return True
-        return (
-            (answer, 42), (lambda: asyncio.wait_for(answer(), 60), 42),
-            (timeout_of_lowhaio_that_expires, 'expired'), (wait_for_that_expires, 'expired'),
-            (lambda: asyncio.gather(answer(), answer()), [42, 42]), (queue, 'put'),
-            (lambda: asyncio.shield(answer()), 42), (bare_yields, 'yielded'),
-            (cancelled_task, True), (failed_future, ('set',)), (done_future, 'done'),
-            (current_task, True), (variable, 'mine'), (of_another_loop, True), (no_future, True),
-            (current_task_itself, True),
-            *(((timeout_that_expires, 0), (group, [42] * 3), (group_that_fails, (1, 0)))
-              if sys.version_info >= (3, 11) else ()))
+        async def timeouts_and_groups_of_asyncio():
+            with self.assertRaises(asyncio.TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await forever()
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(asyncio.sleep(0, 42))
+            self.assertEqual((task.result(), asyncio.current_task().cancelling()), (42, 0))
+            with self.assertRaises(BaseExceptionGroup) as raised:  # noqa: F821
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(forever())
+                    group.create_task(failing())
+            self.assertEqual(len(raised.exception.exceptions), 1)
+            if sys.version_info < (3, 13):
+                asyncio.current_task().uncancel()  # It doesn't
+            self.assertEqual(asyncio.current_task().cancelling(), 0)
+        return (futures_that_are_done_now_or_later, futures_that_fail, bare_yields, timeouts,
+                current_task_and_variable, what_can_not_be_awaited,
+                *((timeouts_and_groups_of_asyncio,) if sys.version_info >= (3, 11) else ()))
 
-    async def each(self, answer, rest, tls):
-        async def fetched(server, event, body):
+    async def test_it_works_while_the_request_is_sent_and_while_the_response_is_read(self):
+        async def fetched(server, *steps):
             self.VARIABLE.set('mine')
             self.driver = asyncio.current_task()
-            _, _, answer = await self.pool()(b'POST', server.url, headers=length(2), body=body)
-            event.set()
+            self.event = asyncio.Event()
+            _, _, answer = await self.pool()(
+                b'POST', server.url, headers=length(2), body=self.body, body_args=steps)
+            self.event.set()
             return await buffered(answer)
-        for snippet, expected in self.snippets():
-            with self.subTest(snippet=snippet):
-                event, server = asyncio.Event(), self.serve(tls=tls)
-
-                async def body_of_the_caller(snippet=snippet, event=event):
-                    yield b'a'
-                    await (self.turns() if rest is OK else event.wait())
-                    self.notes.append(await snippet())
-                    yield b'b'
-                self.notes.clear()
-                task = self.spawn(fetched(server, event, body_of_the_caller))
-                peer = await server.accept()
-                await peer.read_until(b'\r\n\r\n')
-                await peer.send(answer)
-                await peer.expect(b'ab')
-                await peer.send(rest)
-                await asyncio.wait({task})  # One that awaited itself can't be awaited
-                task.result()
-                self.assertEqual(self.notes, [expected])
-
-    async def test_while_the_request_is_sent(self):
-        for tls in self.plain_and_tls():
-            await self.each(CONTINUE, OK, tls)
-
-    async def test_while_the_response_is_read(self):
-        for tls in self.plain_and_tls():
-            await self.each(HALF, b'de', tls)
-
-    async def ends_in_time(self, get_limit):
-        for early in (False, True):
-            task, peer = await self.begin(CHUNK, asyncio.Event().wait, LAST_CHUNK)
-            if early:
-                await peer.send(HALF)
-                awaited = buffered((await task)[2])
-            else:
-                awaited = task
-            with self.assertRaises(asyncio.TimeoutError):
-                await get_limit(awaited)
-            self.assertEqual(self.notes, ['CancelledError', 'closed'])
-            self.assertEqual(await self.closed(peer), CHUNK)
+        for tls, (answer, wait, rest), snippet in self.rows(
+                ((CONTINUE, self.turns, OK), (HALF, self.pause, b'de')), self.snippets()):
+            self.notes.clear()
+            server = self.serve(tls=tls)
+            task = self.spawn(fetched(server, b'a', wait, snippet, b'b'))
+            peer = await server.accept()
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(answer)
+            await peer.expect(b'ab')
+            await peer.send(rest)
+            await asyncio.wait({task})  # One that awaited itself can't be awaited
+            task.result()
+            self.assertEqual(self.notes, ['closed'])
 
     async def test_timeout_around_a_body_that_waits_ends_it(self):
         async def limited(awaited):
@@ -5883,9 +5818,14 @@ class CallersBodyTest(SteppedTest):
         async def limited_by_asyncio(awaited):
             async with asyncio.timeout(0.05):
                 await awaited
-        for limit in (limited, lambda awaited: asyncio.wait_for(awaited, 0.05),
-                      *((limited_by_asyncio,) if sys.version_info >= (3, 11) else ())):
-            await self.ends_in_time(limit)
+        limits = (limited, lambda awaited: asyncio.wait_for(awaited, 0.05),
+                  *((limited_by_asyncio,) if sys.version_info >= (3, 11) else ()))
+        for limit, early in itertools.product(limits, (False, True)):
+            peer, task = await self.driven(early, CHUNK, forever, LAST_CHUNK)
+            with self.assertRaises(asyncio.TimeoutError):
+                await limit(task)
+            self.assertEqual(self.notes, ['CancelledError', 'closed'])
+            self.assertEqual(await self.closed(peer), CHUNK)
 
     @since_python_3_11
     async def test_refusal_reaches_a_body_that_has_caught_a_timeout_of_its_own(self):
@@ -5893,14 +5833,12 @@ class CallersBodyTest(SteppedTest):
         async def polls():
             for _ in range(3):
                 with contextlib.suppress(asyncio.TimeoutError), timeout(self.loop, 0.01):
-                    await asyncio.Event().wait()
-            await asyncio.Event().wait()
+                    await forever()
+            await forever()
         task, peer = await self.begin(CHUNK, polls, LAST_CHUNK)
         await peer.expect(CHUNK)
         await asyncio.sleep(0.1)
-        await peer.send(REFUSAL)
-        self.assertEqual(await self.whole(task), (b'413', b'big'))
-        self.assertEqual(self.notes, ['CancelledError', 'closed'])
+        await self.stops(task, peer)
 
     async def test_closed_coroutine_of_a_request_closes_the_body_and_the_connection(self):
         """Also where its finally waits: that is not carried out, and Python may say so."""
@@ -5909,20 +5847,21 @@ class CallersBodyTest(SteppedTest):
                 self.notes.append('begun')
                 yield bytes(size)
                 self.notes.append('waits')
-                await asyncio.Event().wait()
+                await forever()
             finally:
                 self.notes.append('closed')
                 if waits_at_last:
-                    await asyncio.Event().wait()
+                    await forever()
                     self.notes.append('never')
+
+        async def script(peer):
+            await peer.read_until(b'\r\n\r\n')
+            await peer.send(REFUSAL if note == 'closed' else b'')
+            await peer.ended()
         for size, note, waits_at_last in ((1, 'waits', False), (1, 'waits', True),
                                           (1, 'closed', True), (200000, 'waits', False),
                                           (LARGE, 'begun', False)):
             with self.subTest(size=size, note=note, waits_at_last=waits_at_last):
-                async def script(peer, is_refused=note == 'closed'):
-                    await peer.read_until(b'\r\n\r\n')
-                    await peer.send(REFUSAL if is_refused else b'')
-                    await peer.ended()
                 server = self.serve(script=script)
                 self.notes.clear()
                 with contextlib.suppress(*(RuntimeError, HttpDataError) if waits_at_last else ()):
@@ -5936,15 +5875,15 @@ class CallersBodyTest(SteppedTest):
 # ---- Exchange (RFC 9110 10.1.1, RFC 9112 9.3) ----
 
 
-class ExpectContinueTest(SteppedTest):
+class ExpectContinueTest(ExchangeTest):
 
-    HEADERS = (*length(3), (b'Expect', b'100-Continue'))
+    HEADERS = (*length(3), EXPECT)
 
     async def expecting(self, *steps, tls=None):
         """The task of a request whose body is held back, and its peer."""
         task, peer = await self.begin(*(steps or (b'abc',)), headers=self.HEADERS, tls=tls)
         await self.has_no_more(peer)
-        return self.spawn(self.whole(task)), peer
+        return task, peer
 
     async def has_no_more(self, peer):
         await self.turns(10)
@@ -5953,73 +5892,53 @@ class ExpectContinueTest(SteppedTest):
         self.assertEqual(peer.unread, b'')
 
     async def test_body_is_sent_after_a_100_and_not_after_other_interim_responses(self):
-        for tls in self.plain_and_tls():
-            for others in (b'', b'HTTP/1.1 103 Hints\r\n\r\n'):
-                task, peer = await self.expecting(tls=tls)
-                await peer.send(others)
-                await self.has_no_more(peer)
-                await peer.send(others + CONTINUE)
-                await peer.expect(b'abc')
-                await peer.send(OK)
-                self.assertEqual(await task, (b'200', b'ok'))
+        for tls, others in self.rows((b'', b'HTTP/1.1 103 Hints\r\n\r\n')):
+            task, peer = await self.expecting(tls=tls)
+            await peer.send(others)
+            await self.has_no_more(peer)
+            await self.concludes(task, peer, others + CONTINUE, b'abc', OK)
 
     async def test_body_is_not_sent_after_a_final_response(self):
         """Nor where it comes with a 100, unless it is a success; no other request follows it."""
-        for tls in self.plain_and_tls():
-            for code in (b'101', b'200', b'202', b'206', b'303', b'417',
-                         b'100 A\r\n\r\nHTTP/1.1 417'):
-                with self.subTest(code=code):
-                    task, peer = await self.expecting(tls=tls)
-                    await peer.send(b'HTTP/1.1 %b A\r\ncontent-length: 0\r\n\r\n' % code)
-                    self.assertEqual(await task, (code[-3:], b''))
-                    self.assertEqual(await self.closed(peer), b'')
-                    self.assertFalse(await self.reuses(peer))
+        for tls, code in self.rows((b'101', b'200', b'202', b'206', b'303', b'417',
+                                    b'100 A\r\n\r\nHTTP/1.1 417')):
+            task, peer = await self.expecting(tls=tls)
+            await self.concludes(task, peer, b'HTTP/1.1 %b A\r\ncontent-length: 0\r\n\r\n' % code,
+                                 result=(code[-3:], b''))
+            self.assertEqual(await self.closed(peer), b'')
+            self.assertFalse(await self.reuses(peer))
 
     async def test_body_is_sent_after_a_100_that_comes_together_with_a_200(self):
-        for tls in self.plain_and_tls():
-            for rest in (b'', b'ok'):
-                task, peer = await self.expecting(tls=tls)
-                await peer.send(CONTINUE + OK[:-2] + rest)
-                await peer.expect(b'abc')
-                await peer.send(b'ok'[len(rest):])
-                self.assertEqual(await task, (b'200', b'ok'))
+        for tls, rest in self.rows((b'', b'ok')):
+            await self.concludes(*await self.expecting(tls=tls), CONTINUE + OK[:-2] + rest,
+                                 b'abc', b'ok'[len(rest):])
 
     async def test_body_that_was_let_go_is_sent_to_its_end_after_a_200(self):
         for first, rest in ((OK[:-1], b'k'), (OK, b'')):
-            event = asyncio.Event()
-            task, peer = await self.expecting(b'a', event.wait, b'bc')
+            task, peer = await self.expecting(b'a', self.pause, b'bc')
             await peer.send(CONTINUE)
             await peer.expect(b'a')
             await peer.send(first)
             await self.turns(10)
-            event.set()
-            await peer.expect(b'bc')
-            await peer.send(rest)
-            self.assertEqual(await task, (b'200', b'ok'))
+            self.event.set()
+            await self.concludes(task, peer, b'', b'bc', rest)
 
     async def test_body_that_was_let_go_is_stopped_by_a_417(self):
-        task, peer = await self.expecting(b'a', asyncio.Event().wait, b'bc')
-        await peer.send(CONTINUE)
-        await peer.expect(b'a')
-        await peer.send(b'HTTP/1.1 417 No\r\ncontent-length: 0\r\n\r\n')
-        self.assertEqual(await task, (b'417', b''))
-        self.assertEqual(await self.closed(peer), b'')
+        await self.stops(*await self.expecting(b'a', forever, b'bc'), CONTINUE, b'a',
+                         b'HTTP/1.1 417 No\r\ncontent-length: 0\r\n\r\n', result=(b'417', b''))
 
     async def test_body_is_sent_after_a_second_of_silence(self):
         task, peer = await self.expecting()
         start = time.monotonic()
         await peer.expect(b'abc')
         self.assertTrue(0.8 < time.monotonic() - start < 2)
-        await peer.send(CONTINUE + OK)
-        self.assertEqual(await task, (b'200', b'ok'))
+        await self.concludes(task, peer, CONTINUE + OK)
 
     async def test_body_is_sent_at_once_after_a_100_in_tls_and_small_buffers(self):
-        server = self.serve(OK, tls=True)
-
         async def body():
             waited.append(time.monotonic() - start)
             yield b'abc'
-        waited = []
+        server, waited = self.serve(OK, tls=True), []
         request = self.pool(recv_bufsize=5)
         await fetch(request, b'GET', server.url)
         start = time.monotonic()
