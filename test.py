@@ -5955,19 +5955,16 @@ class ExpectContinueTest(ExchangeTest):
         await self.fails(HttpConnectionClosedError, task)
 
 
-class EarlyRefusalTest(SteppedTest):
+class EarlyRefusalTest(ExchangeTest):
     """Codes of 300 and more, and a 101, stop sending at once, whatever the body waits for."""
 
-    def ways_to_wait(self):
-        self.future, self.event = self.loop.create_future(), asyncio.Event()
-        self.inner = self.spawn(self.event.wait())
-
+    def ways_to_wait(self, future, inner):
         async def bare_yields():
             while True:
                 await asyncio.sleep(0)
 
         async def inner_generator():
-            yield await self.future
+            yield await future
 
         async def nested():
             async for _ in inner_generator():
@@ -5975,115 +5972,80 @@ class EarlyRefusalTest(SteppedTest):
 
         async def long_finally():
             try:
-                await self.future
+                await future
             finally:
                 await self.turns(20)
                 await asyncio.sleep(0.02)
 
-        async def in_timeout():
-            async with asyncio.timeout(60):
-                await self.future
-
-        async def in_group():
-            async with asyncio.TaskGroup() as group:
+        async def in_timeout_and_group():
+            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
                 group.create_task(asyncio.sleep(60))
-
-        async def second_wait():
-            await asyncio.sleep(0)
-            await self.turns(3)
-            await self.future
         return (
-            lambda: self.future, lambda: asyncio.sleep(60), asyncio.Event().wait,
-            asyncio.Queue().get, lambda: self.inner, lambda: asyncio.shield(self.inner),
-            lambda: asyncio.gather(self.inner, self.future),
-            lambda: asyncio.wait({self.inner}),
-            lambda: asyncio.wait_for(asyncio.shield(self.future), 60), bare_yields, nested,
-            long_finally, second_wait,
-            *((in_timeout, in_group) if sys.version_info >= (3, 11) else ()))
+            lambda: future, lambda: asyncio.sleep(60), lambda: inner,
+            lambda: asyncio.shield(inner), lambda: asyncio.gather(inner, future),
+            lambda: asyncio.wait({inner}),
+            lambda: asyncio.wait_for(asyncio.shield(future), 60), bare_yields, nested,
+            long_finally, *((in_timeout_and_group,) if sys.version_info >= (3, 11) else ()))
 
     async def test_body_that_waits_is_cancelled_where_it_waits(self):
-        for tls in self.plain_and_tls():
-            for number, way in enumerate(self.ways_to_wait()):
-                with self.subTest(number=number, way=way):
-                    task, peer = await self.begin(CHUNK, way, LAST_CHUNK, tls=tls)
-                    await peer.expect(CHUNK)
-                    await self.turns(5)
-                    await peer.send(REFUSAL)
-                    self.assertEqual(await self.whole(task), (b'413', b'big'))
-                    self.assertEqual(self.notes, ['CancelledError', 'closed'])
-                    self.assertEqual(await self.closed(peer), b'')
-                    self.assertEqual((self.future.done(), self.inner.done()), (False, False))
-            self.future.set_result(None)
-            self.event.set()
-            await self.turns()
+        future, event = self.loop.create_future(), asyncio.Event()
+        inner = self.spawn(event.wait())
+        for tls, way in self.rows(self.ways_to_wait(future, inner)):
+            task, peer = await self.begin(CHUNK, way, LAST_CHUNK, tls=tls)
+            await peer.expect(CHUNK)
+            await self.turns(5)
+            await self.stops(task, peer)
+            self.assertEqual((future.done(), inner.done()), (False, False))
+        future.set_result(None)
+        event.set()
+        await self.turns()
 
     async def test_body_is_cancelled_before_it_has_yielded_anything(self):
         for tls in self.plain_and_tls():
-            task, peer = await self.begin(asyncio.Event().wait, LAST_CHUNK, tls=tls)
-            await peer.send(REFUSAL)
-            self.assertEqual(await self.whole(task), (b'413', b'big'))
-            self.assertEqual(self.notes, ['CancelledError', 'closed'])
-            self.assertEqual(await self.closed(peer), b'')
+            await self.stops(*await self.begin(forever, LAST_CHUNK, tls=tls))
 
     async def test_codes_that_stop_sending(self):
         for code in (b'101', b'300', b'302', b'304', b'399', b'400', b'401', b'413', b'499',
                      b'500', b'503', b'599', b'600', b'999'):
             with self.subTest(code=code):
-                answer = b'HTTP/1.1 %b A\r\ncontent-length: 2\r\n\r\n' % code
-                has_body = code not in (b'101', b'304')
-                task, peer = await self.begin(CHUNK, asyncio.Event().wait, LAST_CHUNK)
-                await peer.send(answer + (b'ok' if has_body else b''))
-                self.assertEqual(await self.whole(task), (code, b'ok' if has_body else b''))
-                self.assertEqual(self.notes, ['CancelledError', 'closed'])
-                self.assertEqual(await self.closed(peer), CHUNK)
+                body = b'' if code in (b'101', b'304') else b'ok'
+                task, peer = await self.begin(CHUNK, forever, LAST_CHUNK)
+                await self.stops(
+                    task, peer, b'HTTP/1.1 %b A\r\ncontent-length: 2\r\n\r\n%b' % (code, body),
+                    result=(code, body), sent=CHUNK)
                 self.assertFalse(await self.reuses(peer))
 
     async def test_sending_stops_though_the_rest_of_the_response_is_to_come(self):
-        chunks = (b'1\r\nb\r\n', b'2\r\nig\r\n' + LAST_CHUNK)
-        for head, parts in ((b'content-length: 3', (b'b', b'ig')), (b'', (b'b', b'ig')),
-                            (b'transfer-encoding: chunked', chunks)):
-            for tls in self.plain_and_tls():
-                task, peer = await self.begin(
-                    b'a', asyncio.Event().wait, b'b', headers=length(9), tls=tls)
-                await peer.send(b'HTTP/1.1 500 A\r\n%b\r\n\r\n' % (head or b'a: b') + parts[0])
-                code, _, body = await task
-                self.assertEqual(self.notes, ['CancelledError', 'closed'])
-                self.assertEqual(await body.__anext__(), b'b')
-                await peer.send(parts[1])
-                if not head:
-                    peer.close_tls() if tls else peer.close()
-                self.assertEqual((code, await buffered(body)), (b'500', b'ig'))
-                if head:
-                    self.assertEqual(await self.closed(peer), b'a')
+        for tls, (field, first, rest) in self.rows((
+                (b'content-length: 3', b'b', b'ig'), (b'a: b', b'b', b'ig'),
+                (b'transfer-encoding: chunked', b'1\r\nb\r\n', b'2\r\nig\r\n' + LAST_CHUNK))):
+            task, peer = await self.begin(b'a', forever, b'b', headers=length(9), tls=tls)
+            await peer.send(b'HTTP/1.1 500 A\r\n%b\r\n\r\n%b' % (field, first))
+            code, _, body = await task
+            self.assertEqual(self.notes, ['CancelledError', 'closed'])
+            self.assertEqual(await body.__anext__(), b'b')
+            await peer.send(rest)
+            if field == b'a: b':
+                end_tls(peer)
+            self.assertEqual((code, await buffered(body)), (b'500', b'ig'))
+            if peer.is_open():
+                self.assertEqual(await self.closed(peer), b'a')
 
     async def test_body_that_is_being_sent_is_closed_at_its_yield(self):
         """Whatever the server does then; and nothing more leaves."""
-        async def holds(peer):
-            pass
-
-        async def shuts(peer):
-            peer.sock.shutdown(socket.SHUT_RD)
-
-        async def closes(peer):
-            await take(peer, LARGE // 10)
-            peer.close()
-
-        async def resets(peer):
-            peer.reset()
-        for tls in self.plain_and_tls():
-            for then in (holds, shuts, closes, resets):
-                for headers, start in ((length(LARGE), b''), (CODING, b'%x\r\n' % LARGE)):
-                    with self.subTest(then=then, headers=headers):
-                        task, peer = await self.begin(
-                            start + bytes(LARGE), headers=headers, tls=tls)
-                        await peer.send(REFUSAL)
-                        await then(peer)
-                        self.assertEqual(await self.whole(task), (b'413', b'big'))
-                        self.assertEqual(self.notes, ['GeneratorExit', 'closed'])
-                        if peer.is_open():
-                            await self.closed(peer)
-                        self.assertLess(len(peer.received), LARGE)
-                        self.assertFalse(await self.reuses(peer))
+        for tls, (act, taken), (headers, start) in self.rows(
+                ((Peer.is_open, 0), (lambda peer: peer.sock.shutdown(socket.SHUT_RD), 0),
+                 (Peer.close, LARGE // 10), (Peer.reset, 0)),
+                ((length(LARGE), b''), (CODING, b'%x\r\n' % LARGE))):
+            task, peer = await self.begin(start + bytes(LARGE), headers=headers, tls=tls)
+            await peer.send(REFUSAL)
+            await take(peer, taken)
+            act(peer)
+            await self.stops(task, peer, b'', note='GeneratorExit', sent=None)
+            if peer.is_open():
+                await self.closed(peer)
+            self.assertLess(len(peer.received), LARGE)
+            self.assertFalse(await self.reuses(peer))
 
     async def test_body_that_yields_steadily_is_stopped(self):
         """With or without pauses, and whatever came before: responses, tickets of a session."""
@@ -6097,94 +6059,82 @@ class EarlyRefusalTest(SteppedTest):
                     yield bytes(100)
             finally:
                 self.notes.append('closed')
-        for tls in self.plain_and_tls():
-            for seconds in (None, 0, 0.001):
-                sent = 0
-                server = self.serve(tls=tls)
-                task = self.uploading(server, seconds, headers=length(10**8), body=body)
-                peer = await server.accept()
-                await peer.send(b'HTTP/1.1 103 Early Hints\r\n\r\n')
-                await peer.read_until(b'\r\n\r\n')
-                await peer.read(5000)  # By then what came before has been looked at
-                await peer.send(REFUSAL)
-                self.assertEqual(await self.whole(task), (b'413', b'big'))
-                self.assertLess(sent, 10**7)
-                self.assertEqual(self.notes, ['closed'])
+        for tls, seconds in self.rows((None, 0, 0.001)):
+            sent, server = 0, self.serve(tls=tls)
+            task = self.uploading(server, seconds, headers=length(10**8), body=body)
+            peer = await server.accept()
+            await peer.send(b'HTTP/1.1 103 Early Hints\r\n\r\n')
+            await peer.read_until(b'\r\n\r\n')
+            await peer.read(5000)  # By then what came before has been looked at
+            await self.concludes(task, peer, REFUSAL, result=(b'413', b'big'))
+            self.assertLess(sent, 10**7)
+            self.assertEqual(self.notes, ['closed'])
 
     async def test_refusal_after_interim_responses_and_an_earlier_wait(self):
-        event = asyncio.Event()
-        task, peer = await self.begin(CHUNK, event.wait, CHUNK, asyncio.Event().wait, LAST_CHUNK)
+        task, peer = await self.begin(CHUNK, self.pause, CHUNK, forever, LAST_CHUNK)
         await peer.send(b'HTTP/1.1 103 A\r\n\r\nHTTP/1.1 102 A\r\n\r\n')
         await self.turns(5)
         self.assertFalse(task.done())
-        event.set()
+        self.event.set()
         await peer.expect(CHUNK * 2)
         await peer.send(REFUSAL[:20])
         await self.turns(5)
         self.assertFalse(task.done())
-        await peer.send(REFUSAL[20:])
-        self.assertEqual(await self.whole(task), (b'413', b'big'))
-        self.assertEqual(self.notes, ['CancelledError', 'closed'])
+        await self.stops(task, peer, REFUSAL[20:])
 
     async def test_nothing_leaves_of_a_body_that_takes_no_notice_of_its_cancellation(self):
-        async def stubborn():
+        async def stubborn(turns):
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.Event().wait()
-
-        async def stubborn_and_slow():
-            await stubborn()
-            await self.turns()
-        for way, after in itertools.product((stubborn, stubborn_and_slow), ((), (LAST_CHUNK,))):
-            with self.subTest(way=way, after=after):
-                task, peer = await self.begin(CHUNK, way, *after)
-                await peer.send(REFUSAL)
-                self.assertEqual(await self.whole(task), (b'413', b'big'))
+                await forever()
+            await self.turns(turns)
+        for turns, after in itertools.product((0, 3), ((), (LAST_CHUNK,))):
+            with self.subTest(turns=turns, after=after):
+                task, peer = await self.begin(CHUNK, functools.partial(stubborn, turns), *after)
+                await self.concludes(task, peer, REFUSAL, result=(b'413', b'big'))
                 self.assertEqual(self.notes, ['GeneratorExit', 'closed'] if after else ['closed'])
                 self.assertEqual(await self.closed(peer), CHUNK)
 
-    async def test_exception_of_a_body_that_is_stopped_is_told(self):
-        async def failing():
+    async def test_exception_of_a_body_that_is_closed_at_its_yield_is_told(self):
+        async def body():
             try:
                 while True:
                     yield await asyncio.sleep(0, CHUNK)
             finally:
                 raise KeyError('mine')
-        task, peer = await self.begin(body=failing)
+        task, peer = await self.begin(body=body)
         await peer.send(REFUSAL)
         await self.fails(HttpDataError, task, 'closed', cause=KeyError)
         await self.closed(peer)
 
     async def test_exception_of_a_body_that_is_stopped_is_told_or_the_response_returned(self):
-        async def failing():
+        async def fails_at_last():
             try:
-                await asyncio.Event().wait()
+                await forever()
             finally:
                 raise KeyError('mine')
-        task, peer = await self.begin(CHUNK, failing, LAST_CHUNK)
-        await peer.send(REFUSAL)
+        task, peer = await self.begin(CHUNK, fails_at_last, LAST_CHUNK)
         try:
-            self.assertEqual(await self.whole(task), (b'413', b'big'))
+            await self.concludes(task, peer, REFUSAL, result=(b'413', b'big'))
         except HttpDataError as exception:
             self.assertIsInstance(exception.__cause__, KeyError)
         self.assertEqual(self.notes, ['KeyError', 'closed'])
         self.assertEqual(await self.closed(peer), CHUNK)
 
     async def test_whole_refusal_is_returned_though_a_reset_follows(self):
-        task, peer = await self.begin(CHUNK, asyncio.Event().wait, LAST_CHUNK)
+        task, peer = await self.begin(CHUNK, forever, LAST_CHUNK)
         await peer.send(REFUSAL)
         peer.reset()
-        self.assertEqual(await self.whole(task), (b'413', b'big'))
-        self.assertEqual(self.notes, ['CancelledError', 'closed'])
+        await self.stops(task, peer, b'')
 
     async def test_end_of_the_connection_without_a_response_ends_the_wait(self):
-        for end in (Peer.close, Peer.reset):
-            for steps in ((CHUNK, asyncio.Event().wait), (b'%x\r\n' % 10**8, bytes(10**8))):
-                with self.subTest(end=end, steps=steps[:1]):
-                    task, peer = await self.begin(*steps)
-                    await peer.expect(steps[0])
-                    end(peer)
-                    await self.fails(HttpConnectionClosedError, task)
-                    self.assertEqual(self.notes[-1:], ['closed'])
+        for end, steps in itertools.product(
+                (Peer.close, Peer.reset), ((CHUNK, forever), (b'%x\r\n' % 10**8, bytes(10**8)))):
+            with self.subTest(end=end, steps=steps[:1]):
+                task, peer = await self.begin(*steps)
+                await peer.expect(steps[0])
+                end(peer)
+                await self.fails(HttpConnectionClosedError, task)
+                self.assertEqual(self.notes[-1:], ['closed'])
 
     async def test_loop_rests_while_the_rest_of_a_refusal_is_awaited(self):
         task, peer = await self.begin(bytes(LARGE), headers=length(10**8))
@@ -6202,100 +6152,86 @@ class EarlyRefusalTest(SteppedTest):
         self.assertEqual(await reading, b'big')
 
 
-class EarlySuccessTest(SteppedTest):
+class EarlySuccessTest(ExchangeTest):
     """Other codes than those let the request go on to its end."""
 
     async def test_request_goes_on_while_the_response_is_read(self):
-        for code in (b'200', b'201', b'202', b'203', b'206', b'207', b'226', b'299'):
-            for tls in self.plain_and_tls() if code == b'200' else (None,):
-                with self.subTest(code=code):
-                    event = asyncio.Event()
-                    task, peer = await self.begin(CHUNK, event.wait, CHUNK, LAST_CHUNK, tls=tls)
-                    await peer.send(HALF.replace(b'200', code))
-                    got, _, body = await task
-                    self.assertEqual((got, await body.__anext__()), (code, b'abc'))
-                    self.assertEqual(self.notes, [])
-                    reading = self.spawn(buffered(body))
-                    await peer.expect(CHUNK)
-                    event.set()
-                    await peer.expect(CHUNK + LAST_CHUNK)
-                    await peer.send(b'de')
-                    self.assertEqual(await reading, b'de')
-                    self.assertEqual(self.notes, ['closed'])
-                    self.assertTrue(await self.reuses(peer))
+        for code in (b'200', b'200 TLS', b'201', b'202', b'203', b'206', b'207', b'226', b'299'):
+            with self.subTest(code=code):
+                task, peer = await self.begin(CHUNK, self.pause, CHUNK, LAST_CHUNK,
+                                              tls=b'TLS' in code or None)
+                await peer.send(HALF.replace(b'200', code))
+                got, _, body = await task
+                self.assertEqual((got, await body.__anext__()), (code[:3], b'abc'))
+                self.assertEqual(self.notes, [])
+                reading = self.spawn(buffered(body))
+                await peer.expect(CHUNK)
+                self.event.set()
+                await peer.expect(CHUNK + LAST_CHUNK)
+                await peer.send(b'de')
+                self.assertEqual((await reading, self.notes), (b'de', ['closed']))
+                self.assertTrue(await self.reuses(peer))
 
     async def test_end_of_a_response_without_length_ends_sending(self):
         """Over TLS its close_notify does, with the connection open."""
         for tls in self.plain_and_tls():
-            task, peer = await self.begin(CHUNK, asyncio.Event().wait, tls=tls)
+            task, peer = await self.begin(CHUNK, forever, tls=tls)
             await peer.send(HEAD + b'\r\nabc')
             _, _, body = await task
             reading = self.spawn(buffered(body))
             await peer.expect(CHUNK)
             await self.turns()
-            if tls is None:
-                peer.sock.shutdown(socket.SHUT_WR)
-            else:
-                with contextlib.suppress(ssl.SSLWantReadError):
-                    peer.sock.unwrap()
-            self.assertEqual(await reading, b'abc')
-            self.assertEqual(self.notes, ['CancelledError', 'closed'])
+            with contextlib.suppress(ssl.SSLWantReadError):
+                peer.sock.unwrap() if tls else peer.sock.shutdown(socket.SHUT_WR)
+            self.assertEqual((await reading, self.notes), (b'abc', ['CancelledError', 'closed']))
 
     async def test_reading_ends_and_the_connection_is_reused_once_the_request_has_ended(self):
-        for head, rest in ((HALF, b'de'), (CHUNKED + b'3\r\nabc\r\n', b'2\r\nde\r\n0\r\n\r\n')):
-            for tls in self.plain_and_tls():
-                event = asyncio.Event()
-                task, peer = await self.begin(CHUNK, event.wait, LAST_CHUNK, tls=tls)
-                await peer.send(head)
-                _, _, body = await task
-                await peer.send(rest)
-                chunks = []
-                while sum(map(len, chunks)) < 5:
-                    chunks.append(await body.__anext__())
-                reading = self.spawn(buffered(body))
-                await self.turns(10)
-                self.assertFalse(reading.done())
-                self.assertFalse(await self.reuses(peer))
-                event.set()
-                self.assertEqual((b''.join(chunks), await reading), (b'abcde', b''))
-                await peer.expect(CHUNK + LAST_CHUNK)
-                self.assertTrue(await self.reuses(peer))
+        for tls, (head, rest) in self.rows((
+                (HALF, b'de'), (CHUNKED + b'3\r\nabc\r\n', b'2\r\nde\r\n0\r\n\r\n'))):
+            task, peer = await self.begin(CHUNK, self.pause, LAST_CHUNK, tls=tls)
+            await peer.send(head)
+            _, _, body = await task
+            await peer.send(rest)
+            received = b''
+            while len(received) < 5:
+                received += await body.__anext__()
+            reading = self.spawn(buffered(body))
+            await self.turns(10)
+            self.assertFalse(reading.done())
+            event = self.event
+            self.assertFalse(await self.reuses(peer))
+            event.set()
+            self.assertEqual((received, await reading), (b'abcde', b''))
+            await peer.expect(CHUNK + LAST_CHUNK)
+            self.assertTrue(await self.reuses(peer))
+
+    async def goes_on(self, answer, result, **kwargs):
+        """The peer, whose whole response must be returned once the rest of the request is sent."""
+        task, peer = await self.begin(CHUNK, self.pause, LAST_CHUNK, **kwargs)
+        await peer.send(answer)
+        await peer.expect(CHUNK)
+        await self.turns(10)
+        self.assertEqual((task.done(), self.notes), (False, []))
+        self.event.set()
+        await self.concludes(task, peer, b'', LAST_CHUNK, result=result)
+        self.assertEqual(self.notes, ['closed'])
+        return peer
 
     async def test_whole_response_is_returned_once_the_request_is_sent(self):
-        for answer, content, method in (
-                (OK, b'ok', b'POST'), (CHUNKED + chunked(b'ok'), b'ok', b'POST'),
-                (b'HTTP/1.1 204 A\r\n\r\n', b'', b'POST'), (OK[:-2], b'', b'HEAD'),
-                (CONTINUE + response(b'ok', status=b'202 A'), b'ok', b'POST'),
+        for tls, (answer, code, content, method) in self.rows((
+                (OK, b'200', b'ok', b'POST'), (CHUNKED + chunked(b'ok'), b'200', b'ok', b'POST'),
+                (b'HTTP/1.1 204 A\r\n\r\n', b'204', b'', b'POST'), (OK[:-2], b'200', b'', b'HEAD'),
+                (CONTINUE + response(b'ok', status=b'202 A'), b'202', b'ok', b'POST'),
                 (b'HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nok',
-                 b'ok', b'POST')):
-            for tls in self.plain_and_tls():
-                event = asyncio.Event()
-                task, peer = await self.begin(
-                    CHUNK, event.wait, LAST_CHUNK, method=method, tls=tls)
-                await peer.send(answer)
-                await peer.expect(CHUNK)
-                await self.turns(10)
-                self.assertEqual((task.done(), self.notes), (False, []))
-                event.set()
-                await peer.expect(LAST_CHUNK)
-                _, body = await self.whole(task)
-                self.assertEqual((body, self.notes), (content, ['closed']))
-                self.assertTrue(await self.reuses(peer))
+                 b'200', b'ok', b'POST'))):
+            peer = await self.goes_on(answer, (code, content), method=method, tls=tls)
+            self.assertTrue(await self.reuses(peer))
 
     async def test_connection_that_is_kept_for_no_time_does_not_end_sending(self):
         for kwargs, field in (({'keep_alive_timeout': 0}, b'a: b'),
                               ({}, b'keep-alive: timeout=1')):
-            with self.subTest(field=field):
-                event = asyncio.Event()
-                task, peer = await self.begin(CHUNK, event.wait, LAST_CHUNK, **kwargs)
-                await peer.send(response(b'ok', field))
-                await peer.expect(CHUNK)
-                await self.turns(10)
-                event.set()
-                await peer.expect(LAST_CHUNK)
-                self.assertEqual(await self.whole(task), (b'200', b'ok'))
-                self.assertEqual(self.notes, ['closed'])
-                self.assertFalse(await self.reuses(peer))
+            peer = await self.goes_on(response(b'ok', field), (b'200', b'ok'), **kwargs)
+            self.assertFalse(await self.reuses(peer), field)
 
     ENDS = (
         (response(b'ok', b'connection: close'), Peer.is_open),
@@ -6311,51 +6247,37 @@ class EarlySuccessTest(SteppedTest):
         (OK, Peer.reset),
     )
 
-    def ways_to_end(self):
-        for (answer, end), tls in itertools.product(self.ENDS, (None, server_context())):
-            if tls is None or end != Peer.reset:
-                with self.subTest(answer=answer, end=end, tls=tls):
-                    yield answer, end, tls
-
     async def test_whole_response_after_which_nothing_can_follow_ends_sending(self):
-        for answer, end, tls in self.ways_to_end():
-            task, peer = await self.begin(CHUNK, asyncio.Event().wait, CHUNK, tls=tls)
-            await peer.expect(CHUNK)
-            await peer.send(answer)
-            end(peer)
-            self.assertEqual(await self.whole(task), (b'200', b'ok'))
-            self.assertEqual(self.notes, ['CancelledError', 'closed'])
-            if peer.is_open():
-                self.assertEqual(await self.closed(peer), b'')
-
-    async def test_end_of_such_a_response_ends_sending_while_it_is_read(self):
-        for answer, end, tls in self.ways_to_end():
-            task, peer = await self.begin(CHUNK, asyncio.Event().wait, CHUNK, tls=tls)
+        """Also where its end comes while the body is read."""
+        for tls, (answer, end), is_read in self.rows(self.ENDS, (False, True)):
+            if tls and end == Peer.reset:
+                continue
+            task, peer = await self.begin(CHUNK, forever, CHUNK, tls=tls)
             await peer.expect(CHUNK)
             size = answer.index(b'\r\n\r\n') + 4 + (4 if b'chunked' in answer else 1)
-            await peer.send(answer[:size])
-            code, _, body = await task
-            self.assertEqual(self.notes, [])
-            reading = self.spawn(buffered(body))
-            await self.turns(5)
-            await peer.send(answer[size:])
+            whole = self.spawn(self.whole(task))
+            if is_read:
+                await peer.send(answer[:size])
+                await asyncio.wait({task})
+                await self.turns(5)
+                self.assertEqual(self.notes, [])
+            await peer.send(answer[size:] if is_read else answer)
             end(peer)
-            self.assertEqual((code, await reading), (b'200', b'ok'))
+            self.assertEqual(await whole, (b'200', b'ok'))
             self.assertEqual(self.notes, ['CancelledError', 'closed'])
             if peer.is_open():
                 self.assertEqual(await self.closed(peer), b'')
 
     async def test_byte_or_end_that_comes_later_ends_sending_too(self):
-        for tls in self.plain_and_tls():
-            for ends in (False, True):
-                task, peer = await self.begin(CHUNK, asyncio.Event().wait, CHUNK, tls=tls)
-                await peer.send(OK)
-                await peer.expect(CHUNK)
-                await self.turns(5)
-                self.assertFalse(task.done())
-                end_tls(peer) if ends else await peer.send(b'x')
-                self.assertEqual(await self.whole(task), (b'200', b'ok'))
-                self.assertEqual(self.notes, ['CancelledError', 'closed'])
+        for tls, ends in self.rows((False, True)):
+            task, peer = await self.begin(CHUNK, forever, CHUNK, tls=tls)
+            await peer.send(OK)
+            await peer.expect(CHUNK)
+            await self.turns(5)
+            self.assertFalse(task.done())
+            end_tls(peer) if ends else await peer.send(b'x')
+            self.assertEqual(await self.whole(task), (b'200', b'ok'))
+            self.assertEqual(self.notes, ['CancelledError', 'closed'])
 
     async def test_all_of_a_large_body_arrives_after_a_whole_200(self):
         for tls in self.plain_and_tls():
@@ -6363,28 +6285,27 @@ class EarlySuccessTest(SteppedTest):
                 *[bytes(30000)] * 100, headers=length(3000000), tls=tls)
             await peer.send(OK)
             self.assertEqual(await take(peer, 3000000), 3000000)
-            self.assertEqual((await self.whole(task), self.notes), ((b'200', b'ok'), ['closed']))
+            await self.concludes(task, peer)
+            self.assertEqual(self.notes, ['closed'])
             self.assertTrue(await self.reuses(peer))
 
     async def test_response_is_read_while_the_body_yields_without_a_pause(self):
         async def body():
             yield CHUNK
-            await event.wait()
+            await self.pause()
             while not chunks:
                 yield b''
             yield LAST_CHUNK
-        chunks, event = [], asyncio.Event()
-        task, peer = await self.begin(body=body)
-        await peer.send(HALF)
-        _, _, answer = await task
+        chunks = []
+        peer, answer = await self.begun(body=body)
         self.assertEqual(await answer.__anext__(), b'abc')
-        event.set()
+        self.event.set()
         await peer.send(b'de')
         chunks.append(await answer.__anext__())
         self.assertEqual((chunks, await buffered(answer)), ([b'de'], b''))
 
 
-class EarlyEchoTest(SteppedTest):
+class EarlyEchoTest(ExchangeTest):
     """Both directions at once, with more than the kernel holds."""
 
     SIZE = 3 * 2**20
@@ -6418,35 +6339,26 @@ class EarlyEchoTest(SteppedTest):
         if end is not None:
             end(peer)
 
-    async def test_all_of_it_is_echoed_without_a_pause(self):
-        for tls in self.plain_and_tls():
-            for head, headers, version, end in (
-                    (HEAD + b'content-length: %d\r\n' % self.SIZE, length(self.SIZE), 1, None),
-                    (CHUNKED[:-2], CODING, 1, None),
-                    (HEAD, length(self.SIZE), 1, end_tls),
-                    (HEAD, length(self.SIZE), 0, end_tls)):
-                with self.subTest(head=head, version=version):
-                    server = small_buffers(self.serve(script=functools.partial(
-                        self.echo, head=head, end=end), tls=tls))
-                    request = self.pool(http_version=b'HTTP/1.%d' % version)
-                    await self.echoes(request, server.url, headers)
-
-    async def test_several_echoes_at_once_do_not_hinder_each_other(self):
-        server = small_buffers(self.serve(script=functools.partial(
-            self.echo, head=HEAD + b'content-length: %d\r\n' % self.SIZE)))
-        request = self.pool()
-        await asyncio.gather(*(
-            self.echoes(request, server.url, length(self.SIZE)) for _ in range(3)))
+    async def test_all_of_it_is_echoed_without_a_pause_once_or_three_times_at_once(self):
+        sized = HEAD + b'content-length: %d\r\n' % self.SIZE
+        for tls, (head, headers, version, end, number) in self.rows((
+                (sized, length(self.SIZE), b'HTTP/1.1', None, 3),
+                (CHUNKED[:-2], CODING, b'HTTP/1.1', None, 1),
+                (HEAD, length(self.SIZE), b'HTTP/1.1', end_tls, 1),
+                (HEAD, length(self.SIZE), b'HTTP/1.0', end_tls, 1))):
+            server = small_buffers(self.serve(script=functools.partial(
+                self.echo, head=head, end=end), tls=tls))
+            request = self.pool(http_version=version)
+            await asyncio.gather(*(
+                self.echoes(request, server.url, headers) for _ in range(number)))
 
     async def test_each_side_may_wait_for_the_last_word_of_the_other(self):
         async def script(peer):
             await peer.read_until(b'\r\n\r\n')
             await peer.send(CHUNKED)
-            for _ in range(50):
-                await peer.expect(CHUNK)
-                await peer.send(CHUNK)
-            await peer.expect(LAST_CHUNK)
-            await peer.send(LAST_CHUNK)
+            for chunk in (*[CHUNK] * 50, LAST_CHUNK):
+                await peer.expect(chunk)
+                await peer.send(chunk)
 
         async def body(said):
             for _ in range(50):
@@ -6492,117 +6404,99 @@ class EarlyEchoTest(SteppedTest):
         await answer.aclose()
 
 
-class EarlyFaultTest(SteppedTest):
+class EarlyFaultTest(ExchangeTest):
     """What goes wrong with the rest of a request whose response has begun."""
 
-    def faults(self):
-        """Headers, what is yielded before and after the response has begun, words, cause."""
-        async def fails():
-            raise KeyError('mine')
+    @staticmethod
+    async def is_cancelled():
+        raise asyncio.TimeoutError('mine')
 
-        async def is_cancelled():
-            raise asyncio.TimeoutError('mine')
-        return (
-            (length(9), (b'a',), (fails, b'b'), 'mine', KeyError),
-            (length(9), (b'a',), (is_cancelled, b'b'), 'mine', asyncio.TimeoutError),
-            (length(2), (b'a',), (b'bc',), 'more bytes than content-length says', ValueError),
-            (length(2), (b'ab',), (b'GET /',), 'more bytes than content-length says', ValueError),
-            (length(5), (b'a',), (), 'ended', ValueError),
-            (CODING, (CHUNK,), (GET,), 'chunked body', ValueError),
-            (CODING, (CHUNK,), (b'1\r\nab',), 'chunked body', ValueError),
-            (CODING, (b'5\r\nabc',), (), 'last chunk', ValueError),
-            (CODING, (CHUNK + LAST_CHUNK,), (GET,), 'last chunk', ValueError),
-            (length(5), (b'a',), ('b',), 'the body of the request', TypeError),
-        )
-
-    async def fault(self, headers, good, bad, early, tls):
-        """What is raised after an early response, by the request or by the reading, and where."""
-        event = asyncio.Event()
-        task, peer = await self.begin(*good, event.wait, *bad, headers=headers, tls=tls)
-        await peer.expect(b''.join(good))
-        await peer.send(early)
-        if early is OK:
-            await self.turns(10)
-            event.set()
-            return task, peer
-        _, _, body = await task
-        self.assertEqual(await body.__anext__(), b'abc')
-        event.set()
-        return body.__anext__(), peer
+    FAULTS = (  # Headers, what is yielded before and after the response has begun, words, cause
+        (length(9), b'a', (failing, b'b'), 'mine', KeyError),
+        (length(9), b'a', (is_cancelled.__func__, b'b'), 'mine', asyncio.TimeoutError),
+        (length(2), b'a', (b'bc',), 'more bytes than content-length says', ValueError),
+        (length(2), b'ab', (b'GET /',), 'more bytes than content-length says', ValueError),
+        (length(5), b'a', (), 'ended', ValueError),
+        (CODING, CHUNK, (GET,), 'chunked body', ValueError),
+        (CODING, CHUNK, (b'1\r\nab',), 'chunked body', ValueError),
+        (CODING, b'5\r\nabc', (), 'last chunk', ValueError),
+        (CODING, CHUNK + LAST_CHUNK, (GET,), 'last chunk', ValueError),
+        (length(5), b'a', ('b',), 'the body of the request', TypeError),
+    )
 
     async def test_fault_is_raised_by_reading_or_by_request_if_the_whole_response_was_there(self):
-        for tls in self.plain_and_tls():
-            for (headers, good, bad, words, cause), early in itertools.product(
-                    self.faults(), (HALF, OK)):
-                with self.subTest(words=words, bad=bad, early=early):
-                    failing, peer = await self.fault(headers, good, bad, early, tls)
-                    await self.fails(HttpDataError, failing, words, cause)
-                    self.assertEqual(self.notes[-1], 'closed')
-                    self.assertEqual(await self.closed(peer), b'')
-                    self.assertFalse(await self.reuses(peer))
+        for tls, (headers, good, bad, words, cause), early in self.rows(self.FAULTS, (HALF, OK)):
+            task, peer = await self.begin(good, self.pause, *bad, headers=headers, tls=tls)
+            await peer.expect(good)
+            await peer.send(early)
+            if early is HALF:
+                _, _, body = await task
+                self.assertEqual(await body.__anext__(), b'abc')
+                task = body.__anext__()
+            else:
+                await self.turns(10)
+            self.event.set()
+            await self.fails(HttpDataError, task, words, cause)
+            self.assertEqual(self.notes[-1], 'closed')
+            self.assertEqual(await self.closed(peer), b'')
+            self.assertFalse(await self.reuses(peer))
 
     async def test_no_more_of_the_response_is_waited_for_after_a_fault(self):
-        event = asyncio.Event()
-        _, body = await self.begun(b'a', event.wait, headers=length(5), socket_timeout=60)
+        _, body = await self.begun(b'a', self.pause, headers=length(5), socket_timeout=60)
         reading = self.spawn(buffered(body))
         await self.turns(5)
-        event.set()
+        self.event.set()
         await self.fails(HttpDataError, reading, 'ended', ValueError)
         await self.fails(HttpDataError, buffered(body), 'ended')
 
     async def test_server_that_takes_no_more_is_given_up(self):
-        for tls in self.plain_and_tls():
-            for early in (HALF, OK):
-                task, peer = await self.begin(
-                    bytes(LARGE), headers=length(LARGE), tls=tls, socket_timeout=0.2)
-                await peer.send(early)
-                start = time.monotonic()
-                failing = task if early is OK else buffered((await task)[2])
-                await self.fails(
-                    HttpDataError, failing, 'socket_timeout', asyncio.TimeoutError)
-                self.assertTrue(0.1 < time.monotonic() - start < 1)
-                self.assertEqual(self.notes, ['GeneratorExit', 'closed'])
+        for tls, early in self.rows((HALF, OK)):
+            task, peer = await self.begin(
+                bytes(LARGE), headers=length(LARGE), tls=tls, socket_timeout=0.2)
+            await peer.send(early)
+            start = time.monotonic()
+            failing = task if early is OK else buffered((await task)[2])
+            await self.fails(HttpDataError, failing, 'socket_timeout', asyncio.TimeoutError)
+            self.assertTrue(0.1 < time.monotonic() - start < 1)
+            self.assertEqual(self.notes, ['GeneratorExit', 'closed'])
 
     async def test_end_of_the_connection_is_a_closed_error_unless_the_response_is_whole(self):
-        for steps in ((CHUNK, asyncio.Event().wait), (b'%x\r\n' % LARGE, bytes(LARGE))):
-            for tls in self.plain_and_tls():
-                for end, early in itertools.product((Peer.reset, Peer.close), (HALF, OK)):
-                    if not (tls and early is OK):
-                        task, peer = await self.begin(*steps, tls=tls)
-                        await peer.send(early)
-                        got = self.spawn(self.whole(task))
-                        await self.turns(8)
-                        end(peer)
-                        if early is OK:
-                            self.assertEqual(await got, (b'200', b'ok'))
-                        else:
-                            await self.fails(HttpConnectionClosedError, got)
-                        self.assertEqual(self.notes[-1], 'closed')
+        for tls, steps, end, early in self.rows(
+                ((CHUNK, forever), (b'%x\r\n' % LARGE, bytes(LARGE))),
+                (Peer.reset, Peer.close), (HALF, OK)):
+            if not (tls and early is OK):
+                task, peer = await self.begin(*steps, tls=tls)
+                await peer.send(early)
+                got = self.spawn(self.whole(task))
+                await self.turns(8)
+                end(peer)
+                if early is OK:
+                    self.assertEqual(await got, (b'200', b'ok'))
+                else:
+                    await self.fails(HttpConnectionClosedError, got)
+                self.assertEqual(self.notes[-1], 'closed')
 
     async def test_response_that_is_bad_from_its_start_closes_the_callers_generator(self):
-        task, peer = await self.begin(CHUNK, asyncio.Event().wait, LAST_CHUNK)
+        task, peer = await self.begin(CHUNK, forever, LAST_CHUNK)
         await peer.send(CHUNKED + b'x')
         await self.fails(HttpInvalidResponse, self.whole(task))
         self.assertEqual(self.notes, ['CancelledError', 'closed'])
 
 
-class EarlyLeaveTest(SteppedTest):
+class EarlyLeaveTest(ExchangeTest):
     """Responses that are closed, dropped or cancelled while their requests are being sent."""
 
     async def test_aclose_ends_sending_and_closes_the_callers_generator(self):
-        for tls in self.plain_and_tls():
-            for (step, note), reads in itertools.product(
-                    ((asyncio.Event().wait, 'CancelledError'), (bytes(LARGE), 'GeneratorExit')),
-                    (False, True)):
-                with self.subTest(note=note, reads=reads):
-                    peer, body = await self.begun(b'a', step, headers=length(LARGE + 1), tls=tls)
-                    if reads:
-                        await body.__anext__()
-                    await body.aclose()
-                    self.assertEqual(self.notes, [note, 'closed'])
-                    await self.closed(peer)
-                    self.assertLess(len(peer.received), LARGE)
-                    await body.aclose()
+        for tls, (step, note), reads in self.rows(
+                ((forever, 'CancelledError'), (bytes(LARGE), 'GeneratorExit')), (False, True)):
+            peer, body = await self.begun(b'a', step, headers=length(LARGE + 1), tls=tls)
+            if reads:
+                await body.__anext__()
+            await body.aclose()
+            self.assertEqual(self.notes, [note, 'closed'])
+            await self.closed(peer)
+            self.assertLess(len(peer.received), LARGE)
+            await body.aclose()
 
     async def test_dropped_response_closes_the_socket(self):
         async def body(step):
@@ -6613,33 +6507,27 @@ class EarlyLeaveTest(SteppedTest):
                 yield step
             finally:
                 self.notes.append('closed')
-        for tls in self.plain_and_tls():
-            for step, reads in itertools.product(
-                    (asyncio.Event().wait, lambda: asyncio.sleep(60), bytes(LARGE)),
-                    (False, True)):
-                with self.subTest(step=step, reads=reads):
-                    peer, answer = await self.begun(
-                        step, headers=length(LARGE + 1), tls=tls, body=body)
-                    if reads:
-                        await answer.__anext__()
-                    del answer
-                    gc.collect()
-                    await self.closed(peer)
-                    gc.collect()
-                    self.assertLess(len(peer.received), LARGE)
-                    self.assertEqual(self.notes, ['closed'])
+        for tls, step, reads in self.rows(
+                (forever, lambda: asyncio.sleep(60), bytes(LARGE)), (False, True)):
+            peer, answer = await self.begun(step, headers=length(LARGE + 1), tls=tls, body=body)
+            if reads:
+                await answer.__anext__()
+            del answer
+            gc.collect()
+            await self.closed(peer)
+            gc.collect()
+            self.assertLess(len(peer.received), LARGE)
+            self.assertEqual(self.notes, ['closed'])
 
     async def test_response_is_read_in_another_task_than_the_one_that_asked(self):
         async def note():
-            await event.wait()
+            await self.pause()
             await asyncio.sleep(0)
             self.notes.append(asyncio.current_task())
         for tls in self.plain_and_tls():
-            event = asyncio.Event()
-            peer, body = await self.begun(CHUNK, note, LAST_CHUNK, tls=tls)
-            reading = self.spawn(buffered(body))
+            peer, reading = await self.driven(True, CHUNK, note, LAST_CHUNK, tls=tls)
             await self.turns(3)
-            event.set()
+            self.event.set()
             await peer.expect(CHUNK + LAST_CHUNK)
             await peer.send(b'de')
             self.assertEqual(await reading, b'abcde')
@@ -6647,82 +6535,66 @@ class EarlyLeaveTest(SteppedTest):
 
     async def test_cancellation_reaches_what_the_body_waits_for(self):
         """Of the request, and of the reading."""
-        for tls in self.plain_and_tls():
-            for early in (False, True):
-                future = self.loop.create_future()
-                if early:
-                    peer, body = await self.begun(CHUNK, lambda f=future: f, LAST_CHUNK, tls=tls)
-                    task = self.spawn(buffered(body))
-                else:
-                    task, peer = await self.begin(CHUNK, lambda f=future: f, LAST_CHUNK, tls=tls)
-                await peer.expect(CHUNK)
-                await self.turns(5)
-                await cancel(task)
-                self.assertTrue(future.cancelled())
-                self.assertEqual(self.notes, ['CancelledError', 'closed'])
-                self.assertEqual(await self.closed(peer), b'')
-                if early:
-                    await self.fails(HttpDataError, buffered(body))
-
-    async def turns_late(self):
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await self.turns(4)
+        for tls, early in self.rows((False, True)):
+            future = self.loop.create_future()
+            steps = CHUNK, lambda future=future: future, LAST_CHUNK
+            if early:
+                peer, body = await self.begun(*steps, tls=tls)
+                task = self.spawn(buffered(body))
+            else:
+                task, peer = await self.begin(*steps, tls=tls)
+            await peer.expect(CHUNK)
+            await self.turns(5)
+            await cancel(task)
+            self.assertTrue(future.cancelled())
+            self.assertEqual(self.notes, ['CancelledError', 'closed'])
+            self.assertEqual(await self.closed(peer), b'')
+            if early:
+                await self.fails(HttpDataError, buffered(body))
 
     @since_python_3_11
     async def test_cancellation_is_not_lost_in_more_of_a_response(self):
         """That comes while what the body awaits cleans up: its reader may never come back."""
-        for early, later in ((b'', HALF), (HALF, b'd')):
-            with self.subTest(early=early):
-                cleaned_up = asyncio.Event()
-
-                async def inner(cleaned_up=cleaned_up):
-                    try:
-                        await asyncio.Event().wait()
-                    finally:
-                        await cleaned_up.wait()
-                inner_task = self.spawn(inner())
-                task, peer = await self.begin(CHUNK, lambda inner_task=inner_task: inner_task)
-                if early:
-                    await peer.send(early)
-                    _, _, body = await task
-                    self.assertEqual(await body.__anext__(), b'abc')
-                    task = self.spawn(body.__anext__())
-                await peer.expect(CHUNK)
-                await self.turns()
-                task.cancel()
-                await self.turns()
-                await peer.send(later)
-                await self.turns(10)
-                self.assertFalse(task.done())
-                cleaned_up.set()
-                with self.assertRaises(asyncio.CancelledError):
-                    await task
-                self.assertEqual(self.notes, ['CancelledError', 'closed'])
+        async def inner():
+            try:
+                await forever()
+            finally:
+                await self.pause()
+        for early, later in ((False, HALF), (True, b'd')):
+            inner_task = self.spawn(inner())
+            peer, task = await self.driven(early, CHUNK, lambda inner_task=inner_task: inner_task)
+            await peer.expect(CHUNK)
+            await self.turns()
+            task.cancel()
+            await self.turns()
+            await peer.send(later)
+            await self.turns(10)
+            self.assertFalse(task.done())
+            self.event.set()
+            with self.assertRaises(asyncio.CancelledError):
+                await task
+            self.assertEqual(self.notes, ['CancelledError', 'closed'])
 
     async def test_cancellation_is_not_lost_in_a_response(self):
         """Whichever comes first, and however many turns there are between them."""
+        async def turns_late():
+            try:
+                await forever()
+            finally:
+                await self.turns(4)
         outcomes = set()
         for step, turns, cancels_first, early in itertools.product(
-                (asyncio.Event().wait, self.turns_late), range(9), (False, True), (False, True)):
+                (forever, turns_late), range(9), (False, True), (False, True)):
             with self.subTest(turns=turns, cancels_first=cancels_first, early=early):
-                if early:
-                    peer, body = await self.begun(CHUNK, step, LAST_CHUNK)
-                    task, answer = self.spawn(buffered(body)), b'de'
-                    await self.turns(5)
-                    answer += b'x'  # Whole, and sending is over
-                else:
-                    task, peer = await self.begin(CHUNK, step, LAST_CHUNK)
-                    answer = REFUSAL
+                peer, task = await self.driven(early, CHUNK, step, LAST_CHUNK)
                 await peer.expect(CHUNK)
+                await self.turns(5)
                 if cancels_first:
                     is_cancelled = task.cancel()
                     await self.turns(turns)
-                    with contextlib.suppress(ConnectionError):
-                        await peer.send(answer)
-                else:
-                    await peer.send(answer)
+                with contextlib.suppress(ConnectionError):
+                    await peer.send(b'dex' if early else REFUSAL)  # Sending is over
+                if not cancels_first:
                     await self.turns(turns)
                     is_cancelled = task.cancel()
                 await asyncio.wait({task})
@@ -6732,44 +6604,41 @@ class EarlyLeaveTest(SteppedTest):
         self.assertEqual(outcomes, {False, True})
 
 
-class LastWordTest(SteppedTest):
+class LastWordTest(ExchangeTest):
     """What the server said last is what counts, whatever sending says."""
 
-    def certificates(self):
+    BODIES = ({}, {'headers': length(3), 'body': streamed(b'abc')},
+              {'headers': length(10**7), 'body': streamed(bytes(10**7))})
+
+    def requiring_certificates(self):
         context = server_context(version=ssl.TLSVersion.TLSv1_3)
         authority().configure_trust(context)
         context.verify_mode = ssl.CERT_REQUIRED
-        return context
+        return self.serve(OK, tls=context)
+
+    async def alert_is_named(self, awaitable):
+        with self.assertRaisesRegex(HttpError, '(?i)certificate.required'):
+            await awaitable
 
     async def test_alert_that_a_certificate_is_required_is_named_each_time(self):
-        server = self.serve(OK, tls=self.certificates())
-        for kwargs in ({}, {'headers': length(3), 'body': streamed(b'abc')},
-                       {'headers': length(LARGE), 'body': streamed(bytes(LARGE))}):
-            with self.subTest(**kwargs):
-                for _ in range(10):
-                    with self.assertRaisesRegex(HttpError, '(?i)certificate.required'):
-                        await fetch(self.pool(), b'POST', server.url, **kwargs)
+        server = self.requiring_certificates()
+        for kwargs in self.BODIES * 10:
+            await self.alert_is_named(fetch(self.pool(), b'POST', server.url, **kwargs))
 
     async def test_alert_is_named_while_the_body_waits(self):
-        server = self.serve(tls=self.certificates())
-        task = self.uploading(server, CHUNK, asyncio.Event().wait)
-        with self.assertRaisesRegex(HttpError, '(?i)certificate.required'):
-            await task
+        await self.alert_is_named(self.uploading(self.requiring_certificates(), CHUNK, forever))
         self.assertEqual(self.notes, ['CancelledError', 'closed'])
 
     async def test_alert_is_named_though_it_came_before_anything_was_sent(self):
         """The body waits until the server has closed, and then there is a reset."""
-        async def is_closed():
+        async def body():
             while not server.peers or server.peers[0].is_open():
                 await asyncio.sleep(0)
-
-        async def body():
-            await is_closed()
             yield b'abc'
         for _ in range(20):
-            server = self.serve(tls=self.certificates())
-            with self.assertRaisesRegex(HttpError, '(?i)certificate.required'):
-                await fetch(self.pool(), b'POST', server.url, headers=length(3), body=body)
+            server = self.requiring_certificates()
+            await self.alert_is_named(
+                fetch(self.pool(), b'POST', server.url, headers=length(3), body=body))
 
     async def test_response_before_a_reset_counts_though_nothing_was_sent_yet(self):
         """The server has answered and reset the connection when the first byte is sent."""
@@ -6779,31 +6648,29 @@ class LastWordTest(SteppedTest):
                     answered.append(True)
                     sock = listener.accept()[0]
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
-                    sock.sendall(response(b'later', status=b'503 A'))
+                    sock.sendall(REFUSAL)
                     sock.close()
                 return super().send(data)
         with socket.create_server(('127.0.0.1', 0)) as listener:
             url = 'http://127.0.0.1:%d/' % listener.getsockname()[1]
             request = self.pool(get_sock=sockets(TooLate))
-            for kwargs in ({}, {'headers': length(3), 'body': streamed(b'abc')},
-                           {'headers': length(10**7), 'body': streamed(bytes(10**7))}):
+            for kwargs in self.BODIES:
                 answered = []
-                result = await fetch(request, b'POST', url, **kwargs)
-                self.assertEqual((result[0], result[2]), (b'503', b'later'))
+                self.assertEqual(await self.whole(request(b'POST', url, **kwargs)),
+                                 (b'413', b'big'))
 
     async def test_response_at_accept_before_a_reset_counts(self):
         """The caller's body has it come before anything is sent."""
         async def body():
             await self.turns()
             peer = await server.accept()
-            await peer.send(response(b'later', status=b'503 A'))
+            await peer.send(REFUSAL)
             peer.reset()
             await self.turns()
             yield b'abc'
-        for waits in (False, True):
-            server = self.serve()
-            result = await fetch(self.pool(), b'POST', server.url, headers=length(3), body=body)
-            self.assertEqual((result[0], result[2]), (b'503', b'later'), waits)
+        server = self.serve()
+        self.assertEqual(await self.whole(self.pool()(
+            b'POST', server.url, headers=length(3), body=body)), (b'413', b'big'))
 
 
 class CancellationTest(TestCase):
