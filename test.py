@@ -7836,8 +7836,6 @@ NGINX_CONF = """
 
             location /1k/ { client_max_body_size 1k; dav_methods PUT; }
             location /1k/reset { client_max_body_size 1k; dav_methods PUT; lingering_close off; }
-
-            location /closed-soon { keepalive_timeout 100ms; return 200 ''; }
         }
     }
 """
@@ -7850,17 +7848,16 @@ class Nginx:
 
     def __init__(self, binary):
         self.folder = tempfile.mkdtemp(prefix='lowhaio-nginx-')
+        self.files, self.uploads = [
+            Path(self.folder, 'html', name) for name in ('files', 'uploads')]
+        for folder in (self.files, self.uploads):
+            folder.mkdir(parents=True)
         listeners = [socket.create_server(('127.0.0.1', 0), backlog=500) for _ in range(2)]
         ports = [listener.getsockname()[1] for listener in listeners]
         self.urls = 'http://localhost:%d' % ports[0], 'https://localhost:%d' % ports[1]
-
-        os.makedirs(self.path('files'))
-        os.makedirs(self.path('uploads'))
         certificate('localhost', '127.0.0.1', '::1', 'a.test') \
             .private_key_and_cert_chain_pem.write_to_path(self.folder + '/certificate.pem')
-        with open(self.folder + '/nginx.conf', 'w') as file:
-            file.write(NGINX_CONF % tuple(ports))
-
+        Path(self.folder, 'nginx.conf').write_text(NGINX_CONF % tuple(ports), encoding='utf-8')
         self.process = self._started(binary, listeners)
         for listener in listeners:
             listener.close()
@@ -7879,69 +7876,100 @@ class Nginx:
             stderr=subprocess.DEVNULL, pass_fds=numbers, start_new_session=True,
             env={**os.environ, 'NGINX': ''.join('%d;' % number for number in numbers)})
 
-    def path(self, *names):
-        return os.path.join(self.folder, 'html', *names)
-
-    def write(self, path, data):
-        with open(self.path(path), 'wb') as file:
-            file.write(data)
-
-    def read(self, path):
-        with open(self.path(path), 'rb') as file:
-            return file.read()
-
     def close(self):
         self.process.stdin.close()
         self.process.wait()
 
 
-class AiohttpServer:
-    """Answers with a function that is given aiohttp's request, until the end of the test."""
+class HttpServer:
+    """Of aiohttp: answers with a function that is given itself and a request.
 
-    def __init__(self, case, answer, tls=None):
+    It runs in the loop of a test, as long as that does, or in a thread: see served().
+    """
+
+    def __init__(self, answer, tls=None, path=None):
         self.answer = answer
         self.tls = tls
         self.connections = set()
-        self.bodies = []
-        self.sock = socket.create_server(('127.0.0.1', 0), backlog=500)
-        self.port = self.sock.getsockname()[1]
-        self.url = 'http%s://localhost:%d' % ('s' if tls else '', self.port)
+        self.requests = []
+        self.active = self.most_active = 0
+        if path is None:
+            self.sock = socket.create_server(('127.0.0.1', 0), backlog=500)
+            self.port = self.sock.getsockname()[1]
+            self.url = 'http%s://localhost:%d' % ('s' if tls else '', self.port)
+        else:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.bind(path)
+
+    async def run(self):
+        self.enough = asyncio.Event()
         app = web.Application(client_max_size=2**30)
         app.router.add_route('*', '/{path:.*}', self._on_request)
-        self.runner = web.AppRunner(app, access_log=None, lingering_time=0)
-        case.spawn(self._run())
-
-    async def _run(self):
+        runner = web.AppRunner(app, access_log=None, lingering_time=0)
         try:
-            await self.runner.setup()
-            await web.SockSite(self.runner, self.sock, ssl_context=self.tls).start()
-            await asyncio.get_running_loop().create_future()
+            await runner.setup()
+            await web.SockSite(runner, self.sock, ssl_context=self.tls).start()
+            await forever()
         finally:
-            await self.runner.cleanup()
+            await runner.cleanup()
 
     async def _on_request(self, request):
         self.connections.add(request.transport.get_extra_info('peername'))
-        return await self.answer(request)
+        self.requests.append((request.method, request.raw_path))
+        return await self.answer(self, request)
+
+    async def wait_for_others(self, number):
+        """Wait until there were so many requests at once, and a bit for one too many."""
+        self.active += 1
+        self.most_active = max(self.active, self.most_active)
+        if self.most_active < number:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.enough.wait(), 5)
+        self.enough.set()
+        await asyncio.sleep(0.01)
+        self.active -= 1
 
 
-async def echo(request):
+@contextlib.contextmanager
+def served(answer, tls=None, path=None, **state):
+    """A server in a thread of its own, with attributes that its answers may look at."""
+    server = HttpServer(answer, tls, path)
+    vars(server).update(state)
+    loop = asyncio.SelectorEventLoop()
+    task = loop.create_task(server.run())
+    thread = threading.Thread(target=loop.run_until_complete, args=(asyncio.wait({task}),))
+    thread.start()
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        loop.close()
+
+
+async def begun_answer(request, status=200, **fields):
+    """One that is written piece by piece, with a length or in chunks."""
+    answer = web.StreamResponse(
+        status=status, headers={name.replace('_', '-'): text for name, text in fields.items()})
+    await answer.prepare(request)
+    return answer
+
+
+async def echo(server, request):
     """Answers with what was sent, and with the framing it was sent with."""
     data = await request.read()
     if not request.headers.get('transfer-encoding'):
         return web.Response(body=data, status=int(request.query.get('status', 200)))
-    answer = web.StreamResponse()
-    await answer.prepare(request)
+    answer = await begun_answer(request)
     for start in range(0, len(data), 10007):
         await answer.write(data[start:start + 10007])
     return answer
 
 
-async def duplex(request):
+async def duplex(server, request):
     """Echoes each part as it comes, with the length that it was sent with if there is one."""
-    answer = web.StreamResponse()
-    if 'length' in request.query:
-        answer.content_length = int(request.query['length'])
-    await answer.prepare(request)
+    length = request.headers.get('content-length')
+    answer = await begun_answer(request, **({'content_length': length} if length else {}))
     async for piece in request.content.iter_any():
         await answer.write(piece)
     return answer
@@ -7972,20 +8000,17 @@ async def digest(body):
     return sha256.hexdigest()
 
 
-CHUNKED_BODY = ((b'transfer-encoding', b'chunked'),)
-
-
 def upload(data, size=9973):
     """What to give to a request for a chunked body."""
     async def body():
         for start in range(0, len(data), size):
             yield data[start:start + size]
-    return {'headers': CHUNKED_BODY, 'body': lambda: in_chunks(body())}
+    return {'headers': CODING, 'body': lambda: in_chunks(body())}
 
 
 def of_length(data):
     """What to give to a request for a body of known length."""
-    return {'headers': ((b'content-length', b'%d' % len(data)),), 'body': streamed(data)}
+    return {'headers': length(len(data)), 'body': streamed(data)}
 
 
 class NginxTest(TestCase):
@@ -8001,29 +8026,21 @@ class NginxTest(TestCase):
                 raise AssertionError(problem)
             print(problem, file=sys.stderr)
             raise unittest.SkipTest(problem)
-        cls.nginx = nginx = Nginx(binary)
-        cls.addClassCleanup(nginx.close)
+        cls.nginx = Nginx(binary)
+        cls.addClassCleanup(cls.nginx.close)
 
         # Without what could start a server-side include
-        cls.data = os.urandom(300000).replace(b'<', b'>')
-        nginx.write('files/text', b'some text')
-        nginx.write('files/data', cls.data)
-        large = os.urandom(cls.LARGE_SIZE).replace(b'<', b'>')
-        nginx.write('files/large', large)
-        cls.large = nginx.path('files/large')
+        cls.data, large = [
+            os.urandom(size).replace(b'<', b'>') for size in (300000, cls.LARGE_SIZE)]
+        for name, data in (('text', b'some text'), ('data', cls.data), ('large', large)):
+            (cls.nginx.files / name).write_bytes(data)
+        cls.large = cls.nginx.files / 'large'
         cls.large_digest = hashlib.sha256(large).hexdigest()
 
-    async def connections(self, request, *urls, **kwargs):
-        """Which of nginx's connections each of some responses came on."""
-        numbers = []
-        for url in urls:
-            _, headers, _ = await fetch(request, b'GET', self.nginx.urls[0] + url, **kwargs)
-            numbers.append(dict(headers)[b'x-connection'])
-        return numbers
-
     def mixed_requests(self, number, nginx, aiohttp, etag):
-        """20 of them: method, URL, arguments, expected code and body."""
+        """21 of them: method, URL, arguments, expected code and body."""
         sent = self.data[number:50000 + number * 100]
+        expecting = {**upload(sent), 'headers': (*CODING, EXPECT)}
         return [
             (b'GET', nginx + '/files/text', {}, b'200', b'some text'),
             (b'GET', nginx + '/files/text', {'headers': ((b'if-none-match', etag),)}, b'304', b''),
@@ -8042,6 +8059,7 @@ class NginxTest(TestCase):
             (b'POST', nginx + '/echo?%d' % number, of_length(b'a'), b'200', b'POST %d' % number),
             (b'PUT', nginx + '/uploads/length-%d' % number, of_length(sent), b'201', b''),
             (b'PUT', nginx + '/uploads/chunked-%d' % number, upload(sent), b'201', b''),
+            (b'PUT', nginx + '/uploads/expected-%d' % number, expecting, b'201', b''),
             (b'DELETE', nginx + '/uploads/delete-%d' % number, {}, b'204', b''),
             (b'POST', aiohttp, of_length(sent), b'200', sent),
             (b'PUT', aiohttp, upload(sent), b'200', sent),
@@ -8050,21 +8068,7 @@ class NginxTest(TestCase):
              b'%d' % number),
         ]
 
-    async def test_2000_mixed_requests_100_at_a_time_get_the_right_answers(self):
-        socks = []
-
-        def get_sock():
-            socks.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            socks[-1].setblocking(False)
-            return socks[-1]
-
-        request, close = self.pool_and_close(get_sock=get_sock)
-        server = AiohttpServer(self, echo)
-        plain, tls = self.nginx.urls
-        _, headers, _ = await fetch(request, b'GET', plain + '/files/text')
-        etag = dict(headers)[b'etag']
-        connections = collections.Counter()
-
+    async def test_2100_mixed_requests_100_at_a_time_get_the_right_answers(self):
         async def check(number):
             rows = self.mixed_requests(
                 number, plain if number % 10 else tls, server.url, etag)
@@ -8073,27 +8077,29 @@ class NginxTest(TestCase):
                 code, headers, body = await fetch(request, method, url, **arguments)
                 self.assertEqual([code, body == expected[1]], [expected[0], True], (method, url))
                 connections[dict(headers).get(b'x-connection')] += 1
-
+        socks, connections = [], collections.Counter()
+        request, close = self.pool_and_close(get_sock=recorded(socket.socket, socks))
+        server = HttpServer(echo)
+        self.spawn(server.run())
+        plain, tls = self.nginx.urls
+        _, headers, _ = await fetch(request, b'GET', plain + '/files/text')
+        etag = dict(headers)[b'etag']
         for number in range(100):
-            self.nginx.write('uploads/delete-%d' % number, b'')
+            (self.nginx.uploads / ('delete-%d' % number)).write_bytes(b'')
         await asyncio.gather(*map(check, range(100)))
         await close()
 
         self.assertEqual([sock for sock in socks if sock.fileno() != -1], [])
-        self.assertEqual(sum(connections.values()), 2000)
+        self.assertEqual(sum(connections.values()), 2100)
         self.assertEqual(connections.pop(None), 400)  # aiohttp's
         # The 100 responses that end with their connection cost one each
         self.assertLessEqual(len(connections), 200)
         self.assertLessEqual(len(server.connections), 100)
-        self.check_uploads()
-
-    def check_uploads(self):
-        names = set(os.listdir(self.nginx.path('uploads')))
-        self.assertEqual([name for name in names if name.startswith('delete')], [])
-        for number in range(100):
-            for name in 'length-%d' % number, 'chunked-%d' % number:
-                self.assertTrue(self.nginx.read('uploads/' + name) ==
-                                self.data[number:50000 + number * 100], name)
+        self.assertTrue(read_files(self.nginx.uploads) == {
+            '%s-%d' % (name, number): self.data[number:50000 + number * 100]
+            for name in ('length', 'chunked', 'expected') for number in range(100)})
+        for path in self.nginx.uploads.iterdir():
+            path.unlink()
 
     @contextlib.contextmanager
     def little_memory(self):
@@ -8105,143 +8111,74 @@ class NginxTest(TestCase):
         finally:
             tracemalloc.stop()
 
+    def large_uploads(self, *paths):
+        """Over each connection and in each framing: a URL, and what to give to a request."""
+        for url, path, arguments in itertools.product(self.nginx.urls, paths, (
+                {'headers': length(self.LARGE_SIZE), 'body': lambda: pieces(self.large)},
+                {'headers': CODING, 'body': lambda: in_chunks(pieces(self.large))})):
+            with self.subTest(url=url, path=path, headers=arguments['headers']):
+                yield url + path, arguments
+
+    async def check_large_upload(self, code):
+        got = await digest(pieces(self.nginx.uploads / 'large'))
+        (self.nginx.uploads / 'large').unlink()
+        self.assertEqual((code, got), (b'201', self.large_digest))
+
     async def test_large_downloads_are_exact_and_take_little_memory(self):
         request = self.pool()
-        for url in self.nginx.urls:
-            for framing in 'files', 'chunked', 'until-close':
-                with self.subTest(url=url, framing=framing):
-                    with self.little_memory():
-                        code, _, body = await request(b'GET', '%s/%s/large' % (url, framing))
-                        self.assertEqual(await digest(body), self.large_digest)
-                    self.assertEqual(code, b'200')
+        for url, framing in itertools.product(
+                self.nginx.urls, ('files', 'chunked', 'until-close')):
+            with self.subTest(url=url, framing=framing):
+                with self.little_memory():
+                    code, _, body = await request(b'GET', '%s/%s/large' % (url, framing))
+                    got = await digest(body)
+                self.assertEqual((code, got), (b'200', self.large_digest))
 
     async def test_large_uploads_are_exact_and_take_little_memory(self):
         request = self.pool()
-        length = (b'content-length', b'%d' % self.LARGE_SIZE)
-        for url in self.nginx.urls:
-            for headers, body in (
-                    ((length,), lambda: pieces(self.large)),
-                    (CHUNKED_BODY, lambda: in_chunks(pieces(self.large)))):
-                with self.subTest(url=url, headers=headers):
-                    with self.little_memory():
-                        code, _, _ = await fetch(request, b'PUT', url + '/uploads/large',
-                                                 headers=headers, body=body)
-                    await self.check_large_upload(code)
-
-    async def check_large_upload(self, code):
-        got = await digest(pieces(self.nginx.path('uploads/large')))
-        os.remove(self.nginx.path('uploads/large'))
-        self.assertEqual((code, got), (b'201', self.large_digest))
+        for url, arguments in self.large_uploads('/uploads/large'):
+            with self.little_memory():
+                code, _, _ = await fetch(request, b'PUT', url, **arguments)
+            await self.check_large_upload(code)
 
     async def test_response_body_can_be_the_body_of_another_request(self):
         request = self.pool()
-        plain, tls = self.nginx.urls
-        for source, target in ((plain, tls), (tls, plain)):
-            with self.subTest(source=source):
-                _, headers, download = await request(b'GET', source + '/files/large')
-                length = (b'content-length', dict(headers)[b'content-length'])
-                code, _, _ = await fetch(request, b'PUT', target + '/uploads/large',
-                                         headers=(length,), body=lambda body=download: body)
-                await self.check_large_upload(code)
+        for source, target in itertools.permutations(self.nginx.urls):
+            _, headers, download = await request(b'GET', source + '/files/large')
+            code, _, _ = await fetch(
+                request, b'PUT', target + '/uploads/large', body=lambda body=download: body,
+                headers=((b'content-length', dict(headers)[b'content-length']),))
+            await self.check_large_upload(code)
 
     async def test_413_during_an_upload_is_the_response(self):
         request = self.pool()
-        length = (b'content-length', b'%d' % self.LARGE_SIZE)
-        for url in self.nginx.urls:
-            for path in '/1k/a', '/1k/reset':
-                for headers, body in (
-                        ((length,), lambda: pieces(self.large)),
-                        (CHUNKED_BODY, lambda: in_chunks(pieces(self.large)))):
-                    with self.subTest(url=url, path=path, headers=headers):
-                        code, fields, answer = await fetch(
-                            request, b'PUT', url + path, headers=headers, body=body)
-                        self.assertEqual(code, b'413')
-                        self.assertEqual(dict(fields)[b'content-length'], b'%d' % len(answer))
-                        self.assertIn(b'Too Large', answer)
-                        code, _, answer = await fetch(request, b'GET', url + '/echo?next')
-                        self.assertEqual((code, answer), (b'200', b'GET next'))
-
-    async def test_413_to_an_expectation_leaves_the_body_unsent(self):
-        began = []
-
-        async def body():
-            began.append(True)
-            yield bytes(5000)
-
-        request = self.pool()
-        for url in self.nginx.urls:
-            code, _, _ = await fetch(
-                request, b'PUT', url + '/1k/a', body=body,
-                headers=((b'content-length', b'5000'), (b'expect', b'100-continue')))
-            self.assertEqual((code, began), (b'413', []))
-
-    async def test_100_continue_lets_the_body_go(self):
-        request, seconds = self.pool(), []
-        for url in self.nginx.urls:
-            for arguments in of_length(self.data), upload(self.data):
-                headers = (*arguments.pop('headers'), (b'expect', b'100-continue'))
-                start = self.loop.time()
-                code, _, _ = await fetch(request, b'PUT', url + '/uploads/expected',
-                                         headers=headers, **arguments)
-                seconds.append(self.loop.time() - start)
-                self.assertEqual(code, b'201')
-                self.assertTrue(self.nginx.read('uploads/expected') == self.data)
-                os.remove(self.nginx.path('uploads/expected'))
-        self.assertLess(min(seconds), 1)  # After one, it would go without
-
-    async def test_connection_that_nginx_closes_when_idle_is_dropped(self):
-        closed = asyncio.Event()
-
-        class Socket(socket.socket):
-            def close(self):
-                closed.set()
-                super().close()
-
-        def get_sock():
-            sock = Socket(socket.AF_INET, socket.SOCK_STREAM)
-            sock.setblocking(False)
-            return sock
-
-        request = self.pool(get_sock=get_sock, keep_alive_timeout=60)
-        first = await self.connections(request, '/closed-soon')
-        self.assertFalse(closed.is_set())
-        await closed.wait()
-        second = await self.connections(request, '/echo', '/echo')
-        self.assertEqual(len({*first, *second}), 2)
-
-    async def test_all_of_an_upload_is_sent_after_an_answer_that_came_at_once(self):
-        """nginx reads on, and keeps the connection."""
-        async def body():
-            for _ in range(480):
-                yield bytes(65536)
-                yielded.append(65536)
-        request = self.pool()
-        for url in self.nginx.urls:
-            numbers, yielded = set(), []
-            for _ in range(2):
-                code, headers, answer = await fetch(
-                    request, b'POST', url + '/echo?early', headers=length(480 * 65536), body=body)
-                self.assertEqual((code, answer), (b'200', b'POST early'))
-                numbers.add(dict(headers)[b'x-connection'])
-            self.assertEqual((len(numbers), sum(yielded)), (1, 2 * 480 * 65536))
+        for url, arguments in self.large_uploads('/1k/a', '/1k/reset'):
+            code, fields, answer = await fetch(request, b'PUT', url, **arguments)
+            self.assertEqual((code, dict(fields)[b'content-length']),
+                             (b'413', b'%d' % len(answer)))
+            self.assertIn(b'Too Large', answer)
+            code, _, answer = await fetch(request, b'GET', url.partition('/1k')[0] + '/echo?next')
+            self.assertEqual((code, answer), (b'200', b'GET next'))
 
 
 class AiohttpTest(TestCase):
 
+    def server(self, answer, tls=None):
+        server = HttpServer(answer, tls)
+        self.spawn(server.run())
+        return server, self.pool()
+
     async def test_body_is_echoed_while_the_rest_of_it_is_still_sent(self):
         data = os.urandom(12 * 2**20)  # More than the kernel holds
         for tls in (None, server_context()):
-            server, request = AiohttpServer(self, duplex, tls=tls), self.pool()
-            for query, arguments in (
-                    ('', upload(data, 65536)), ('?length=%d' % len(data), of_length(data))):
-                with self.subTest(tls=tls, query=query):
-                    code, _, body = await fetch(
-                        request, b'POST', '%s/%s' % (server.url, query), **arguments)
-                    self.assertTrue((code, body) == (b'200', data))
+            server, request = self.server(duplex, tls)
+            for arguments in (upload(data, 65536), of_length(data)):
+                code, _, body = await fetch(request, b'POST', server.url, **arguments)
+                self.assertTrue((code, body) == (b'200', data), arguments['headers'])
             self.assertEqual(len(server.connections), 1)
 
     async def test_bodies_of_all_sizes_are_echoed_on_one_connection(self):
-        server, request = AiohttpServer(self, echo), self.pool()
+        server, request = self.server(echo)
         data = os.urandom(1000000)
         for size in 0, 1, 65535, 65536, 65537, 1000000:
             for arguments in of_length(data[:size]), upload(data[:size]):
@@ -8250,7 +8187,7 @@ class AiohttpTest(TestCase):
         self.assertEqual(len(server.connections), 1)
 
     async def test_websocket_upgrade_is_returned_and_its_connection_not_reused(self):
-        async def answer(request):
+        async def answer(server, request):
             websocket = web.WebSocketResponse()
             if not websocket.can_prepare(request):
                 return web.Response()
@@ -8258,9 +8195,8 @@ class AiohttpTest(TestCase):
             async for _ in websocket:
                 pass
             return websocket
-
         key = b'bG93aGFpbyBsb3doYWlvLg=='
-        server, request = AiohttpServer(self, answer), self.pool()
+        server, request = self.server(answer)
         code, headers, body = await fetch(request, b'GET', server.url, headers=(
             (b'connection', b'upgrade'), (b'upgrade', b'websocket'),
             (b'sec-websocket-version', b'13'), (b'sec-websocket-key', key)))
@@ -8475,22 +8411,10 @@ class TestLayers(ClientTest):
             await self.fails(kind, request(b'GET', url), cause=cause)
             self.assertEqual(names.queries.count(('localhost', 'A')), 3)
 
-    async def test_lowhaio_chunked_body_arrives(self):
-        async def body(count, *, size):
-            for number in range(count):
-                yield b'%d' % number * size
-
-        expected = b''.join(b'%d' % number * 1000 for number in range(200))
-        server, request = AiohttpServer(self, echo), self.pool()
-        for _ in range(2):
-            _, _, got = await fetch(
-                request, b'POST', server.url, headers=CHUNKED_BODY,
-                body=lowhaio_chunked.chunked(body), body_args=(200,),
-                body_kwargs=(('size', 1000),))
-            self.assertEqual(hashlib.sha256(got).digest(), hashlib.sha256(expected).digest())
-        self.assertEqual(len(server.connections), 1)
-
     async def test_all_layers_together(self):
+        async def body(first, *, last):
+            yield first
+            yield last
         self.forgive_utcnow(UNSIGNED)
         server = self.serve(
             closing(b''), redirect(307, b"/~there/!$&'()*,;=:@"),
@@ -8498,14 +8422,15 @@ class TestLayers(ClientTest):
         request = lowhaio_redirect.redirectable(UNSIGNED.signed(
             lowhaio_retry.retry(self.pool(), ((HttpDataError, (0, 0)),)),
             credentials, 's3', REGION))
-        _, _, body = await fetch(
-            request, b'PUT', server.url + '/key', headers=CHUNKED_BODY,
-            body=lowhaio_chunked.chunked(streamed(b'data')))
-        self.assertEqual((body, targets(server)), (
+        _, _, answer = await fetch(
+            request, b'PUT', server.url + '/key', headers=CODING, body_args=(b'da',),
+            body=lowhaio_chunked.chunked(body), body_kwargs=(('last', b'ta!'),))
+        self.assertEqual((answer, targets(server)), (
             b'ok', [b'/key', b'/key', *[b"/~there/!$&'()*,;=:@"] * 2]))
         self.check_signatures(server)
         for sent in server.requests:
-            self.assertTrue(sent.endswith(b'\r\n\r\n4\r\ndata\r\n0\r\n\r\n'), sent)
+            self.assertTrue(sent.endswith(
+                b'\r\n\r\n2\r\nda\r\n3\r\nta!\r\n0\r\n\r\n'), sent)
 
 
 class S3Test(ClientTest):
