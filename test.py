@@ -35,7 +35,6 @@ import contextlib
 import contextvars
 import ctypes
 import datetime
-import email
 import errno
 import faulthandler
 import fcntl
@@ -44,7 +43,6 @@ import gc
 import gzip
 import hashlib
 import hmac
-import http.server
 import importlib.util
 import inspect
 import io
@@ -59,7 +57,6 @@ import select
 import shutil
 import signal
 import socket
-import socketserver
 import ssl
 import struct
 import subprocess
@@ -7893,6 +7890,7 @@ class HttpServer:
         self.connections = set()
         self.requests = []
         self.active = self.most_active = 0
+        self.waits, self.client_is_gone = threading.Event(), False
         if path is None:
             self.sock = socket.create_server(('127.0.0.1', 0), backlog=500)
             self.port = self.sock.getsockname()[1]
@@ -7916,7 +7914,10 @@ class HttpServer:
     async def _on_request(self, request):
         self.connections.add(request.transport.get_extra_info('peername'))
         self.requests.append((request.method, request.raw_path))
-        return await self.answer(self, request)
+        try:
+            return await self.answer(self, request)
+        except ConnectionError:
+            return hang_up(request)
 
     async def wait_for_others(self, number):
         """Wait until there were so many requests at once, and a bit for one too many."""
@@ -7928,6 +7929,11 @@ class HttpServer:
         self.enough.set()
         await asyncio.sleep(0.01)
         self.active -= 1
+
+    async def until_gone(self, request):
+        self.waits.set()
+        await until(lambda: request.transport is None)
+        self.client_is_gone = True
 
 
 @contextlib.contextmanager
@@ -8568,161 +8574,127 @@ def read_files(folder):
 ROOT = Path(__file__).resolve().parent
 
 
-class EchoHandler(http.server.BaseHTTPRequestHandler):
-    """Answers each request with 200 and its own body, or else with some JSON."""
-
-    protocol_version = 'HTTP/1.1'
-    timeout = 30
-
-    def setup(self):
-        if self.server.tls is not None:
-            self.request = self.server.tls.wrap_socket(self.request, server_side=True)
-        super().setup()
-
-    def finish(self):
-        super().finish()
-        self.request.close()
-
-    def __getattr__(self, name):
-        if name.startswith('do_'):
-            return self.respond
-        raise AttributeError(name)
-
-    def respond(self):
-        body = b''.join(self.received_body())
-        self.server.requests.append((self.command, self.path))
-        self.answer(body)
-
-    def answer(self, body):
-        self.send(body or b'{"hello": "world"}')
-
-    def send(self, body, *fields, code=200):
-        self.send_head(('content-length', str(len(body))), *fields, code=code)
-        if self.command != 'HEAD':
-            self.wfile.write(body)
-
-    def send_head(self, *fields, code=200):
-        self.send_response_only(code)
-        for field in fields:
-            self.send_header(*field)
-        self.end_headers()
-
-    def received_body(self):
-        if self.headers.get('transfer-encoding') != 'chunked':
-            yield self.rfile.read(int(self.headers.get('content-length', 0)))
+async def until(condition):
+    for _ in range(TEST_SECONDS * 100):
+        if condition():
             return
-        size = int(self.rfile.readline(), 16)
-        while size:
-            yield self.rfile.read(size)
-            self.rfile.readline()
-            size = int(self.rfile.readline(), 16)
-        self.rfile.readline()
-
-    def log_message(self, *_):
-        pass
+        await asyncio.sleep(0.01)
+    raise asyncio.TimeoutError
 
 
-class ReadmeHandler(EchoHandler):
+def hang_up(request, answer=None):
+    """Close the connection, after what was written."""
+    if request.transport is not None:
+        request.transport.close()
+    return answer or web.Response()
+
+
+async def hello(server, request):
+    """Answers with the body of the request, or else with some JSON."""
+    return web.Response(body=await request.read() or b'{"hello": "world"}')
+
+
+async def on_number(server, request):
+    await server.wait_for_others(10)
+    return web.Response(body=b'a', status=404 if request.path == '/49' else 200)
+
+
+async def on_form(server, request):
+    return web.Response(text=repr(urllib.parse.parse_qsl(await request.text())))
+
+
+async def on_multipart(server, request):
+    server.parts = [(part.headers['content-disposition'], await part.read())
+                    async for part in await request.multipart()]
+    return web.Response(body=b'stored', status=201)
+
+
+async def on_file(server, request):
+    if request.method != 'PUT':
+        return web.Response(body=server.file)
+    server.file = await request.read()
+    return web.Response(status=201)
+
+
+async def on_lines(server, request):
+    """Sends each chunk once the example has printed what it makes of those before."""
+    answer = await begun_answer(request)
+    for chunk, text in ((b'{"number": 1}\n{"num', "{'number': 1}"),
+                        (b'ber": 2}\r\n', "{'number': 2}"), (b'{"number": 3}', '')):
+        await answer.write(chunk)
+        await until(lambda text=text: text in server.printed.getvalue())
+    return answer
+
+
+async def on_coded(server, request):
+    assert request.headers['accept-encoding'] == 'gzip, br'
+    name = request.path.split('/')[2]
+    return web.Response(body=coded(name), headers={} if name == 'plain' else {
+        'content-encoding': 'br' if name == 'br' else 'GZIP'})
+
+
+async def on_redirects(server, request):
+    location = {
+        'relative/start': '../relative/end?x=\xe9', 'moved': '/private',
+        'elsewhere': 'https://example.com:8443/private', 'endless': 'endless',
+        'insecure': 'http://localhost:8080/private'}.get(request.path[len('/redirects/'):])
+    if location is None:
+        return web.Response(text=request.raw_path)
+    return web.Response(body=b'moved', status=302, headers={'location': location})
+
+
+async def on_login(server, request):
+    return web.Response(body=b'welcome', headers=[
+        ('set-cookie', 'a=1; HttpOnly'), ('set-cookie', 'b=2; Path=/other')])
+
+
+async def on_flaky(server, request):
+    number = len(server.requests)
+    if number == 1:
+        return hang_up(request)
+    if number == 2:
+        answer = await begun_answer(request, content_length='6')
+        await answer.write(b'who')
+        return hang_up(request, answer)
+    if number == 3:
+        return web.Response(body=b'busy', status=503, headers={'retry-after': '0'})
+    return web.Response(body=b'whole!')
+
+
+async def on_slow(server, request):
+    answer = await begun_answer(request, content_length='1000')
+    for _ in range(1000):
+        await answer.write(b'a')
+        await asyncio.sleep(0.02)
+    return answer
+
+
+def address_of_client(request):
+    address = request.transport.get_extra_info('peername')
+    return repr(address and address[0])
+
+
+# By the first part of the path: answers, and texts to answer with
+ANSWERS = {
+    'form': on_form, 'multipart': on_multipart, 'file': on_file, 'numbers.ndjson': on_lines,
+    'coded': on_coded, 'redirects': on_redirects, 'login': on_login, 'flaky': on_flaky,
+    'slow': on_slow}
+TEXTS = {
+    'agent': lambda request: request.headers['user-agent'],
+    'cookies': lambda request: str(request.headers.get('cookie')),
+    'private': lambda request: str(request.headers.get('authorization')),
+    'v2': lambda request: repr([request.raw_path, request.headers['user-agent'],
+                                request.headers.getall('accept')]),
+    'host': lambda request: request.headers['host'],
+    'client': address_of_client}
+
+
+async def answer_docs(server, request):
     """Answers the blocks of README and docs as a server would that they could be for."""
-
-    def answer(self, body):
-        name = re.sub(r'\W', '_', self.path.split('/')[1])
-        special = getattr(type(self), 'on_' + ('number' if name.isdigit() else name), None)
-        if special is None:
-            super().answer(body)
-        else:
-            special(self, body)
-
-    def on_agent(self, _):
-        self.send(self.headers['user-agent'].encode())
-
-    def on_number(self, _):
-        self.server.wait_for_others(10)
-        self.send(b'a', code=404 if self.path == '/49' else 200)
-
-    def on_form(self, body):
-        self.send(repr(urllib.parse.parse_qsl(body.decode())).encode())
-
-    def on_multipart(self, body):
-        head = 'content-type: %s\r\n\r\n' % self.headers['content-type']
-        parts = email.message_from_bytes(head.encode() + body).get_payload()
-        self.server.parts = [
-            (part['content-disposition'], part.get_payload(decode=True)) for part in parts]
-        self.send(b'stored', code=201)
-
-    def on_file(self, body):
-        if self.command == 'PUT':
-            self.server.file = body
-            self.send(b'', code=201)
-        else:
-            self.send(self.server.file)
-
-    def on_numbers_ndjson(self, _):
-        self.send_as_printed(
-            (b'{"number": 1}\n{"num', "{'number': 1}"), (b'ber": 2}\r\n', "{'number': 2}"),
-            (b'{"number": 3}', ''))
-
-    def send_as_printed(self, *chunks):
-        """Send each chunk once the example has printed what it makes of those before."""
-        self.send_head(('transfer-encoding', 'chunked'))
-        for chunk, text in chunks:
-            self.wfile.write(b'%x\r\n%b\r\n' % (len(chunk), chunk))
-            self.server.printed.wait_for(text)
-        self.wfile.write(b'0\r\n\r\n')
-
-    def on_coded(self, _):
-        assert self.headers['accept-encoding'] == 'gzip, br'
-        name = self.path.split('/')[2]
-        fields = () if name == 'plain' else (
-            ('content-encoding', 'br' if name == 'br' else 'GZIP'),)
-        self.send(coded(name), *fields)
-
-    def on_redirects(self, _):
-        name = self.path.partition('/redirects/')[2]
-        location = {
-            'relative/start': '../relative/end?x=\xc3\xa9', 'moved': '/private',
-            'elsewhere': 'https://example.com:8443/private', 'endless': 'endless',
-            'insecure': 'http://localhost:8080/private'}.get(name)
-        if location is None:
-            self.send(self.path.encode())
-        else:
-            self.send(b'moved', ('location', location), code=302)
-
-    def on_login(self, _):
-        self.send(b'welcome', ('set-cookie', 'a=1; HttpOnly'), ('set-cookie', 'b=2; Path=/other'))
-
-    def on_cookies(self, _):
-        self.send(str(self.headers['cookie']).encode())
-
-    def on_private(self, _):
-        self.send(str(self.headers['authorization']).encode())
-
-    def on_v2(self, _):
-        self.send(repr([self.path, self.headers['user-agent'],
-                        self.headers.get_all('accept')]).encode())
-
-    def on_flaky(self, _):
-        self.close_connection = True
-        number = len(self.server.requests)
-        if number == 2:
-            self.send_head(('content-length', '6'))
-            self.wfile.write(b'who')
-        elif number == 3:
-            self.send(b'busy', ('retry-after', '0'), code=503)
-        elif number > 3:
-            self.send(b'whole!')
-
-    def on_slow(self, _):
-        self.send_head(('content-length', '1000'))
-        for _ in range(1000):
-            self.wfile.write(b'a')
-            time.sleep(0.02)
-
-    def on_host(self, _):
-        self.send(self.headers['host'].encode())
-
-    def on_client(self, _):
-        self.send(repr(self.client_address and self.client_address[0]).encode())
+    name = request.path.split('/')[1]
+    if name in TEXTS:
+        return web.Response(text=TEXTS[name](request))
+    return await (on_number if name.isdigit() else ANSWERS.get(name, hello))(server, request)
 
 
 @functools.lru_cache(maxsize=None)
@@ -8737,53 +8709,6 @@ def coded(name):
     return whole[:-1] if name == 'cut' else whole
 
 
-class EchoServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
-
-    daemon_threads = False  # So that server_close waits for them
-    request_queue_size = 64
-
-    def __init__(self, tls=None, handler=EchoHandler, address=('127.0.0.1', 0)):
-        self.address_family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-        super().__init__(address, handler)
-        self.server_port = self.server_address[1]
-        self.tls = tls
-        self.requests = []
-        self.changed = threading.Condition()
-        self.active = self.most_active = 0
-        self.at_once = 1
-        self.is_late = False
-        self.parts = []
-
-    def wait_for_others(self, number):
-        """Wait until there were so many requests at once, and a bit for one too many."""
-        with self.changed:
-            self.active += 1
-            self.most_active = max(self.active, self.most_active)
-            self.changed.notify_all()
-            self.is_late |= not self.changed.wait_for(
-                lambda: self.most_active >= number or self.is_late, 5)
-        time.sleep(0.01)
-        with self.changed:
-            self.active -= 1
-
-    def handle_error(self, request, client_address):
-        # A client that stops half way is one of the examples
-        if not isinstance(sys.exc_info()[1], (ConnectionError, ssl.SSLError)):
-            super().handle_error(request, client_address)
-
-
-@contextlib.contextmanager
-def echo_server(*args, **kwargs):
-    with EchoServer(*args, **kwargs) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 class ServedSocket(socket.socket):
     """Connects to a local server, whatever the address."""
 
@@ -8796,12 +8721,6 @@ class ServedSocket(socket.socket):
             address if isinstance(address, str) else ('127.0.0.1', self.ports[address[1]]))
 
 
-def redirected_sock(family=socket.AF_INET):
-    sock = ServedSocket(socket.AF_INET, socket.SOCK_STREAM)
-    sock.setblocking(False)
-    return sock
-
-
 def local_resolver(get_logger_adapter):
     async def resolve(host, record_type, get_logger_adapter):
         return [ipaddress.ip_address('127.0.0.1')]
@@ -8810,24 +8729,6 @@ def local_resolver(get_logger_adapter):
         pass
 
     return resolve, clear_cache
-
-
-class Printed(io.StringIO):
-    """What an example has printed so far, for which a server may wait."""
-
-    def __init__(self):
-        super().__init__()
-        self.changed = threading.Condition()
-
-    def write(self, text):
-        with self.changed:
-            self.changed.notify_all()
-            return super().write(text)
-
-    def wait_for(self, text):
-        with self.changed:
-            if not self.changed.wait_for(lambda: text in self.getvalue(), 5):
-                raise ConnectionError('%r is not printed, but %r' % (text, self.getvalue()))
 
 
 PAGES = ('README.md', *sorted(
@@ -8940,14 +8841,13 @@ class TestDocs(unittest.TestCase):
         Path('file.bin').write_bytes(self.data)
         coded('bomb')  # Before memory is measured
 
-        self.https = self.enter(echo_server(tls, ReadmeHandler))
-        self.http = self.enter(echo_server(None, ReadmeHandler))
-        self.unix = self.enter(echo_server(None, ReadmeHandler, 'app.sock'))
-        ports = {443: self.https.server_port, 8443: self.https.server_port,
-                 8080: self.http.server_port}
-        self.enter(mock.patch.object(ServedSocket, 'ports', ports))
+        self.https = self.enter(served(answer_docs, tls))
+        self.http = self.enter(served(answer_docs))
+        self.servers = self.https, self.http, self.enter(served(answer_docs, path='app.sock'))
+        self.enter(mock.patch.object(ServedSocket, 'ports', {
+            443: self.https.port, 8443: self.https.port, 8080: self.http.port}))
         self.enter(mock.patch.object(lowhaio, 'Pool', functools.partial(
-            lowhaio.Pool, get_dns_resolver=local_resolver, get_sock=redirected_sock,
+            lowhaio.Pool, get_dns_resolver=local_resolver, get_sock=sockets(ServedSocket),
             get_ssl_context=functools.partial(ssl.create_default_context, cafile='ca.pem'))))
         self.enter(mock.patch.object(web, 'run_app', run_app))
 
@@ -8967,7 +8867,16 @@ class TestDocs(unittest.TestCase):
                 self.printed = self.run_block(page, line, whole)
                 self.assertEqual(
                     re.sub(r'(no connection to .*?: ).*', r'\1...', self.printed), printed)
+                self.assertEqual(
+                    ServedSocket.addresses,
+                    self.ADDRESSES.get(heading, ServedSocket.addresses))
                 getattr(self, 'check_' + re.sub(r'\W+', '_', heading.lower()), bool)()
+
+    ADDRESSES = types.MappingProxyType({
+        "Names by the system's resolver": [('127.0.0.1', 8080)],
+        'Names by a table': [('192.0.2.7', 443)],
+        'Sockets of your own': ['app.sock', ('127.0.0.1', 8080)],
+        'Addresses that are refused': []})
 
     def check_json_a_file_up_a_file_down(self):
         self.assertTrue(self.https.file == self.data)  # A difference would take long to show
@@ -8990,18 +8899,8 @@ class TestDocs(unittest.TestCase):
     def check_redirects(self):
         self.assertEqual(len([path for _, path in self.https.requests if 'endless' in path]), 11)
 
-    def check_names_by_the_system_s_resolver(self):
-        self.assertEqual(ServedSocket.addresses, [('127.0.0.1', 8080)])
-
-    def check_names_by_a_table(self):
-        self.assertEqual(ServedSocket.addresses, [('192.0.2.7', 443)])
-
-    def check_sockets_of_your_own(self):
-        self.assertEqual(ServedSocket.addresses, ['app.sock', ('127.0.0.1', 8080)])
-
     def check_addresses_that_are_refused(self):
         self.assertEqual(self.printed.count('Permission denied'), 2)
-        self.assertEqual(ServedSocket.addresses, [])
 
     def check_convention(self, source):
         if 'run_app' not in source:
@@ -9012,10 +8911,10 @@ class TestDocs(unittest.TestCase):
                 url, r'^(https://example\.com(:8443)?|http://localhost:8080|http://127\.0\.0\.1:8080)')
 
     def run_block(self, page, line, source):
-        for server in (self.https, self.http, self.unix):
+        for server in self.servers:
             server.requests.clear()
         ServedSocket.addresses.clear()
-        printed = self.https.printed = Printed()
+        printed = self.https.printed = io.StringIO()
         unraisable = []
         # Compiled so that a traceback shows the line of the page
         code = compile('\n' * line + source, page, 'exec', dont_inherit=True)
@@ -9042,20 +8941,18 @@ class TestDocs(unittest.TestCase):
     PASSES_CODES_ON = ('In a web application', 'Layers', 'Another try', 'Tests without a network')
 
     def test_code_that_is_not_expected_is_an_error_of_each_block_that_does_not_print_it(self):
-        answer = ReadmeHandler.answer
+        async def refuse(server, request):
+            if request.method != method:
+                return await answer_docs(server, request)
+            await request.read()
+            return web.Response(body=b'{"a": 1}', status=500)
+        self.https.answer = self.http.answer = refuse
         for page in PAGES:
             for line, source, heading in blocks_of(page):
                 if heading in self.PASSES_CODES_ON or re.search(r'print\((\w+, )?code', source):
                     continue
                 for method in re.findall(r"request\(\s*b'(\w+)'", source):
-                    def refuse(handler, body, method=method):
-                        if handler.command == method:
-                            handler.send(b'{"a": 1}', code=500)
-                        else:
-                            answer(handler, body)
-
-                    with self.subTest(page=page, line=line, heading=heading, method=method), \
-                            mock.patch.object(ReadmeHandler, 'answer', refuse):
+                    with self.subTest(page=page, line=line, heading=heading, method=method):
                         with self.assertRaisesRegex(RuntimeError, '500'):
                             self.run_block(page, line, source)
                         self.assertFalse(Path('copy.bin').exists())
@@ -9198,7 +9095,7 @@ def example(name, run_name=None):
 
 
 def url_of(server):
-    return 'http://127.0.0.1:%d/' % server.server_port
+    return 'http://127.0.0.1:%d/' % server.port
 
 
 class ExampleTest(unittest.TestCase):
@@ -9210,9 +9107,8 @@ class ExampleTest(unittest.TestCase):
         self.folder = Path(context.__enter__())
         self.addCleanup(context.__exit__, None, None, None)
 
-    def files(self):
-        return {str(path.relative_to(self.folder)): path.read_bytes()
-                for path in self.folder.rglob('*') if path.is_file()}
+    def run_script(self, *arguments):
+        return run_script(*arguments, folder=str(self.folder))
 
 
 class TestExamples(ExampleTest):
@@ -9234,63 +9130,54 @@ class TestExamples(ExampleTest):
 class TestQuickstart(ExampleTest):
 
     def test_it_sends_a_file_and_gets_it_back(self):
-        code, output, report = run_script(
-            'quickstart.py', '--megabytes', '5', folder=str(self.folder))
+        code, output, report = self.run_script('quickstart.py', '--megabytes', '5')
         self.assertEqual((code, report), (0, ''))
         self.assertRegex(output, rb'\A100 % of 5000000 bytes sent, \d+ MB/s\n'
                                  rb'100 % of 5000000 bytes received, \d+ MB/s\n'
                                  rb'The same came back\n\Z')
-        self.assertEqual(self.files(), {})
+        self.assertEqual(read_files(self.folder), {})
 
     def test_code_that_is_not_expected_is_an_error_and_leaves_no_file(self):
-        script = example('quickstart.py')
-        path = self.folder / 'file'
-        path.write_bytes(b'data')
-
         async def main(function, path):
             request, close = Pool()
             with self.assertRaisesRegex(RuntimeError, '404'):
                 await function(request, url_of(server) + 'x', str(path))
             await close()
-        with echo_server(handler=SiteHandler) as server, \
-                contextlib.redirect_stdout(io.StringIO()):
-            asyncio.run(main(script.upload, path))
+        script = example('quickstart.py')
+        write_files(self.folder, {'file': b'data'})
+        with served(site) as server, contextlib.redirect_stdout(io.StringIO()):
+            asyncio.run(main(script.upload, self.folder / 'file'))
             asyncio.run(main(script.download, self.folder / 'copy'))
-        self.assertEqual(self.files(), {'file': b'data'})
+        self.assertEqual(read_files(self.folder), {'file': b'data'})
 
 
-class SiteHandler(EchoHandler):
+async def site(server, request):
     """A site of 30 pages, each with links to the next ones, and some that lead nowhere."""
-
-    def answer(self, _):
-        self.server.wait_for_others(1 if self.path == '/0' else self.server.at_once)
-        self.send_page(self.path[1:])
-
-    def send_page(self, name):
-        if name == 'cut':
-            self.close_connection = True
-        elif name == 'moved':
-            self.send(b'', ('location', '/here'), code=302)
-        elif name == 'data':
-            self.send(b'<a href="/not-a-link">', ('content-type', 'text/plain'))
-        elif name.isdigit() and int(name) < 30:
-            links = ['/%d#part' % (int(name) + more) for more in range(1, 8)]
-            links += ['../%s' % name, '/data', '/moved', '/cut', 'http://localhost:9/', 'http://[',
-                      'mailto:a@b', '\x00']
-            page = '<p>' + ''.join('<a class="b" href="%s">c</a>' % link for link in links)
-            self.send(page.encode(), ('content-type', 'text/html; charset=utf-8'))
-        else:
-            self.send(b'', code=404)
+    name = request.path[1:]
+    if name != '0':
+        await server.wait_for_others(getattr(server, 'at_once', 1))
+    if name == 'cut':
+        return hang_up(request)
+    if name == 'moved':
+        return web.Response(status=302, headers={'location': '/here'})
+    if name == 'data':
+        return web.Response(text='<a href="/not-a-link">')
+    if not name.isdigit() or int(name) >= 30:
+        return web.Response(status=404)
+    links = ['/%d#part' % (int(name) + more) for more in range(1, 8)]
+    links += ['../%s' % name, '/data', '/moved', '/cut', 'http://localhost:9/', 'http://[',
+              'mailto:a@b', '\x00']
+    return web.Response(content_type='text/html', text='<p>' + ''.join(
+        '<a class="b" href="%s">c</a>' % link for link in links))
 
 
 class TestCrawler(ExampleTest):
 
     def crawl(self, server, *arguments):
-        return run_script('crawler.py', url_of(server) + '0', *arguments, folder=str(self.folder))
+        return self.run_script('crawler.py', url_of(server) + '0', *arguments)
 
     def test_it_lists_the_pages_of_a_site_four_at_once_and_goes_on_after_errors(self):
-        with echo_server(handler=SiteHandler) as server:
-            server.at_once = 4
+        with served(site, at_once=4) as server:
             code, output, report = self.crawl(server, '--at-once', '4')
         codes = {**{'%d' % number: '200' if number < 30 else '404' for number in range(37)},
                  'data': '200', 'moved': '302', 'here': '404'}
@@ -9301,34 +9188,27 @@ class TestCrawler(ExampleTest):
         self.assertRegex(report, r"\A'http://.*/cut': the server closed .*\n\Z")
 
     def test_it_stops_at_the_number_of_pages_that_is_given(self):
-        with echo_server(handler=SiteHandler) as server:
+        with served(site) as server:
             code, output, report = self.crawl(server, '--at-once', '2', '--pages', '5')
         self.assertEqual((code, len(output.splitlines()), len(server.requests)), (0, 5, 5), report)
 
 
-class RangesHandler(EchoHandler):
+async def ranges(server, request):
     """Serves files in parts, and closes its connection after so many bytes of each response."""
-
-    def answer(self, _):
-        server = self.server
-        name = urllib.parse.unquote(self.path[1:])
-        if name not in server.files:
-            self.send(b'no such file', code=404)
-            return
-        data = server.files[name]
-        start = int((self.headers['range'] or 'bytes=0-')[6:-1])
-        server.asked.append((name, start))
-        if self.headers['range'] and start >= len(data):
-            self.send(b'', ('content-range', 'bytes */%d' % len(data)), code=416)
-            return
-        fields = [('content-range', 'bytes %d-%d/%d' % (start, len(data) - 1, len(data)))] \
-            if start else []
-        self.send_head(
-            ('content-length', str(len(data) - start)), *fields, code=206 if start else 200)
-        self.wfile.write(data[start:][:server.cut_after.pop(0) if server.cut_after else None])
-        if server.hangs:
-            self.rfile.read(1)  # Until the client is gone
-        self.close_connection = True
+    name, field = urllib.parse.unquote(request.raw_path[1:]), request.headers.get('range')
+    if name not in server.files:
+        return web.Response(body=b'no such file', status=404)
+    data, start = server.files[name], int(field[6:-1]) if field else 0
+    server.asked.append((name, start))
+    if field and start >= len(data):
+        return web.Response(status=416, headers={'content-range': 'bytes */%d' % len(data)})
+    fields = {'content_range': 'bytes %d-%d/%d' % (start, len(data) - 1, len(data))}
+    answer = await begun_answer(request, 206 if start else 200,
+                                content_length=str(len(data) - start), **fields if start else {})
+    await answer.write(data[start:][:server.cut_after.pop(0) if server.cut_after else None])
+    if server.hangs:
+        await server.until_gone(request)
+    return hang_up(request, answer)
 
 
 class TestDownload(ExampleTest):
@@ -9339,90 +9219,69 @@ class TestDownload(ExampleTest):
         self.into = self.folder / 'into'
         self.into.mkdir()
 
-    @contextlib.contextmanager
-    def server(self, *cut_after, **files):
-        with echo_server(handler=RangesHandler) as server:
-            server.files = {'file': self.data}
-            server.files.update(files)
-            server.cut_after, server.asked, server.hangs = [*cut_after], [], False
-            yield server
+    def server(self, *cut_after, hangs=False, **files):
+        return served(ranges, files={'file': self.data, **files}, cut_after=[*cut_after],
+                      asked=[], hangs=hangs)
 
-    @staticmethod
-    def short(**files):
-        return {name: hashlib.sha256(data).hexdigest()[:8] for name, data in files.items()}
-
-    def sums(self, files):
+    def arguments(self, server, files):
         (self.folder / 'SUMS').write_text(''.join(
             '%s  %s\n' % (hashlib.sha256(data).hexdigest(), name)
             for name, data in files.items()), encoding='utf-8')
+        return ('download.py', url_of(server), 'SUMS', '--into', str(self.into), '--at-once', '2')
 
-    def download(self, server, files):
-        self.sums(files)
-        result = run_script('download.py', url_of(server), 'SUMS', '--into', str(self.into),
-                            '--at-once', '2', folder=str(self.folder))
-        return result, self.short(**read_files(self.into))
+    def downloads(self, server, files, code=0, missing=()):
+        """Run it; all files must be there then, but those that are missing. Return the report."""
+        result = self.run_script(*self.arguments(server, files))
+        self.assertEqual(result[0], code, result)
+        self.assertTrue(read_files(self.into) == {
+            name: data for name, data in files.items() if name not in missing}, result)
+        return result[2]
 
     def test_files_of_all_names_are_there_in_the_end(self):
         files = {'file': self.data, 'a/b c?#%41\xe9': b'odd', 'empty': b''}
         with self.server(**files) as server:
-            server.files['empty'] = b''
-            result, found = self.download(server, files)
-        self.assertEqual((result[0], found), (0, self.short(**files)), result)
-        self.assertTrue(result[2].endswith('3 of 3\r'), result)
+            self.assertTrue(self.downloads(server, files).endswith('3 of 3\r'))
 
     def test_file_that_is_cut_twice_is_gone_on_with_where_it_was(self):
         with self.server(100000, 50000) as server:
-            result, found = self.download(server, {'file': self.data})
-        self.assertEqual((result[0], found), (0, self.short(file=self.data)), result)
+            self.downloads(server, {'file': self.data})
         self.assertEqual(server.asked, [('file', 0), ('file', 100000), ('file', 150000)])
 
     def test_part_of_an_earlier_run_is_gone_on_with_and_a_whole_one_is_kept(self):
-        for size in (200000, 300000):
-            (self.into / 'file').unlink() if (self.into / 'file').exists() else None
-            (self.into / 'file.part').write_bytes(self.data[:size])
-            with self.subTest(size=size), self.server() as server:
-                result, found = self.download(server, {'file': self.data})
-                self.assertEqual((result[0], found), (0, self.short(file=self.data)), result)
-                self.assertEqual(server.asked, [('file', size)])
-
-    def test_file_that_is_there_is_not_fetched_again(self):
-        (self.into / 'file').write_bytes(self.data)
-        with self.server() as server:
-            result, _ = self.download(server, {'file': self.data})
-        self.assertEqual((result[0], server.requests), (0, []), result)
+        for name, size, asked in (('file.part', 200000, [('file', 200000)]),
+                                  ('file.part', 300000, [('file', 300000)]), ('file', 300000, [])):
+            write_files(self.into, {name: self.data[:size]})
+            with self.subTest(name=name, size=size), self.server() as server:
+                self.downloads(server, {'file': self.data})
+                self.assertEqual(server.asked, asked)
+            (self.into / 'file').unlink()
 
     def test_file_with_another_checksum_or_code_is_missing_and_the_rest_is_there(self):
-        (self.into / 'wrong.part').write_bytes(b'old')
+        write_files(self.into, {'wrong.part': b'old'})
+        missing = {'wrong': b'expected', 'missing': b'', '../outside': b''}
         with self.server(wrong=b'another') as server:
-            result, found = self.download(server, {
-                'wrong': b'expected', 'missing': b'', '../outside': b'', 'file': self.data})
-        self.assertEqual((result[0], found), (1, self.short(file=self.data)), result)
+            report = self.downloads(server, {**missing, 'file': self.data}, 1, missing)
         for line in ('wrong: its checksum is another one', 'missing: the server answered 404',
                      '../outside: not a name in the folder'):
-            self.assertIn(line, result[2])
+            self.assertIn(line, report)
 
     def test_program_that_is_killed_leaves_what_the_next_one_goes_on_with(self):
-        part = self.into / 'file.part'
-        with self.server(100000) as server:
-            server.hangs = True
-            self.sums({'file': self.data})
-            with run_in_background('download.py', url_of(server), 'SUMS', '--into',
-                                   str(self.into), folder=str(self.folder)) as process:
-                while not part.exists() or part.stat().st_size < 65536:
-                    self.assertIsNone(process.poll())
-                    time.sleep(0.01)
-                process.kill()
-                process.communicate()
+        part, files = self.into / 'file.part', {'file': self.data}
+        with self.server(100000, hangs=True) as server, run_in_background(
+                *self.arguments(server, files), folder=str(self.folder)) as process:
+            while not part.exists() or part.stat().st_size < 65536:
+                self.assertIsNone(process.poll())
+                time.sleep(0.01)
+            process.kill()
+            process.communicate()
         size = part.stat().st_size
         with self.server() as server:
-            result, found = self.download(server, {'file': self.data})
-        self.assertEqual((result[0], found), (0, self.short(file=self.data)), result)
+            self.downloads(server, files)
         self.assertEqual(server.asked, [('file', size)])
 
     def test_slash_that_is_missing_is_an_error(self):
-        self.sums({})
-        code, _, report = run_script('download.py', 'http://localhost/a', 'SUMS',
-                                     folder=str(self.folder))
+        write_files(self.folder, {'SUMS': b''})
+        code, _, report = self.run_script('download.py', 'http://localhost/a', 'SUMS')
         self.assertEqual(code, 2)
         self.assertIn('does not end with a slash', report)
 
@@ -9470,24 +9329,16 @@ class TestUpload(S3Test):
         self.assertEqual((answer[0], answer[2]), (b'200', b'data'))
 
 
-class EventsHandler(EchoHandler):
-    """A streaming API: server.script is what it does at each request."""
-
-    def answer(self, body):
-        self.server.bodies.append(body)
-        step = self.server.script.pop(0)
-        if isinstance(step, int):
-            self.send(b'not now', ('retry-after', '0'), code=step)
-            return
-        self.send_head(('content-type', 'text/event-stream'), ('transfer-encoding', 'chunked'))
-        for chunk in step:
-            if chunk is None:  # Until the client is gone
-                self.server.waits.set()
-                self.server.client_is_gone = self.rfile.read(1) == b''
-                self.close_connection = True
-                return
-            self.wfile.write(b'%x\r\n%b\r\n' % (len(chunk), chunk))
-        self.wfile.write(b'0\r\n\r\n')
+async def events(server, request):
+    """A streaming API: each request takes the next part of a script."""
+    server.bodies.append(await request.read())
+    step = server.script.pop(0)
+    if isinstance(step, int):
+        return web.Response(body=b'not now', status=step, headers={'retry-after': '0'})
+    answer = await begun_answer(request, content_type='text/event-stream')
+    for chunk in step:
+        await (answer.write(chunk) if chunk else server.until_gone(request))
+    return answer
 
 
 class TestSse(ExampleTest):
@@ -9496,22 +9347,19 @@ class TestSse(ExampleTest):
               b'data: three\n\n\n\ndata: not whole')
     EVENTS = '{"n":\n1}\n\xe9\nthree\n'
 
-    @contextlib.contextmanager
     def server(self, *script):
-        with echo_server(handler=EventsHandler) as server:
-            server.script, server.bodies = [*script], []
-            server.client_is_gone, server.waits = False, threading.Event()
-            yield server
+        return served(events, script=[*script], bodies=[])
 
-    def run_sse(self, server, *arguments):
-        code, output, report = run_script(
-            'sse.py', url_of(server), '{"prompt": "x"}', *arguments, folder=str(self.folder))
-        self.assertEqual(set(server.bodies), {b'{"prompt": "x"}'})
-        return code, output.decode(), report
+    def prints(self, script, code, printed, words, *arguments):
+        """What it prints and reports, given the script of a server."""
+        with self.subTest(script=script), self.server(*script) as server:
+            result = self.run_script('sse.py', url_of(server), '{"prompt": "x"}', *arguments)
+            self.assertEqual(set(server.bodies), {b'{"prompt": "x"}'})
+            self.assertEqual((result[0], result[1].decode()), (code, printed), result)
+            self.assertRegex(result[2], words)
 
     def test_events_are_printed_wherever_the_stream_is_cut(self):
-        with self.server([self.STREAM]) as server:
-            self.assertEqual(self.run_sse(server), (0, self.EVENTS, ''))
+        self.prints([[self.STREAM]], 0, self.EVENTS, r'\A\Z')
         script = example('sse.py')
         for size in range(1, len(self.STREAM)):
             for start in range(size if size > 2 else 1):
@@ -9521,25 +9369,16 @@ class TestSse(ExampleTest):
                          for event in events.feed(self.STREAM[first:last])]
                 self.assertEqual('\n'.join(found) + '\n', self.EVENTS)
 
-    def test_429_and_503_are_tried_again(self):
-        with self.server(429, 503, [self.STREAM]) as server:
-            code, output, report = self.run_sse(server)
-        self.assertEqual((code, output), (0, self.EVENTS))
-        self.assertEqual(report, '429: again in 0 s\n503: again in 0 s\n')
-
-    def test_other_codes_and_too_many_tries_are_errors(self):
+    def test_429_and_503_are_tried_again_and_other_codes_and_too_many_tries_are_errors(self):
+        self.prints([429, 503, [self.STREAM]], 0, self.EVENTS,
+                    r'\A429: again in 0 s\n503: again in 0 s\n\Z')
         for script in ([500], [429, 429]):
-            with self.subTest(script=script), self.server(*script) as server:
-                code, output, report = self.run_sse(server, '--tries', '2')
-                self.assertEqual((code, output), (1, ''))
-                self.assertIn("the server answered %d: b'not now'\n" % script[-1], report)
+            self.prints(script, 1, '', "the server answered %d: b'not now'\n" % script[-1],
+                        '--tries', '2')
 
     def test_event_without_an_end_is_an_error(self):
         for stream in ([b'data: ' + bytes(500000)] * 3, [b'data: ' + bytes(99999) + b'\n'] * 11):
-            with self.server(stream) as server:
-                code, output, report = self.run_sse(server)
-                self.assertEqual(
-                    (code, output, report), (1, '', 'an event is longer than 1000000 bytes\n'))
+            self.prints([stream], 1, '', r'\Aan event is longer than 1000000 bytes\n\Z')
 
     def test_ctrl_c_closes_the_connection(self):
         with self.server([b'data: one\n\n', None]) as server:
@@ -9566,15 +9405,12 @@ class TestProxy(unittest.IsolatedAsyncioTestCase):
         upstream = await asyncio.start_server(
             lambda *streams: self.connections.put_nowait(streams), '127.0.0.1', 0)
         self.addCleanup(upstream.close)
-        self.upstream = upstream.sockets[0].getsockname()[1]
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            self.port = free.getsockname()[1]
-        self.folder = tempfile.TemporaryDirectory()
-        self.addCleanup(self.folder.cleanup)
+        self.upstream_port, self.port = upstream.sockets[0].getsockname()[1], free_port()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
         self.process = run_in_background(
-            'proxy.py', 'http://127.0.0.1:%d/' % self.upstream, '--port', str(self.port),
-            folder=self.folder.name)
+            'proxy.py', 'http://127.0.0.1:%d/' % self.upstream_port, '--port', str(self.port),
+            folder=folder.name)
         self.addCleanup(self.end)
         loop = asyncio.get_running_loop()
         self.assertIn(b' to http://', await loop.run_in_executor(
@@ -9588,160 +9424,136 @@ class TestProxy(unittest.IsolatedAsyncioTestCase):
 
     report = ''
 
-    async def client(self, data):
-        reader, writer = await asyncio.open_connection('127.0.0.1', self.port)
-        self.addCleanup(writer.close)
-        writer.write(data)
-        return reader, writer
+    async def begin(self, line, *fields):
+        """Send a head, and return the one that comes out at the other end, in lower case."""
+        self.client, self.to_proxy = await asyncio.open_connection('127.0.0.1', self.port)
+        self.addCleanup(self.to_proxy.close)
+        self.to_proxy.write(b'\r\n'.join((line + b' HTTP/1.1', b'Host: proxy', *fields, b'', b'')))
+        self.upstream, self.to_client = await soon(self.connections.get())
+        self.addCleanup(self.to_client.close)
+        return (await soon(self.upstream.readuntil(b'\r\n\r\n'))).lower().split(b'\r\n')[:-2]
 
-    async def accepted(self):
-        reader, writer = await soon(self.connections.get())
-        self.addCleanup(writer.close)
-        return reader, writer
+    async def goes_up(self, data):
+        self.to_proxy.write(data)
+        self.assertEqual(await soon(self.upstream.readexactly(len(data))), data)
+
+    async def comes_down(self, data):
+        self.to_client.write(data)
+        self.assertEqual(await soon(self.client.readexactly(len(data))), data)
+
+    async def answer(self, *lines):
+        """Answer with a head, and return the one that comes out."""
+        self.to_client.write(b'\r\n'.join((b'HTTP/1.1 ' + lines[0], *lines[1:], b'', b'')))
+        head = (await soon(self.client.readuntil(b'\r\n\r\n'))).lower().split(b'\r\n')[:-2]
+        self.assertEqual(head[0].split()[1], lines[0][:3])
+        return head
 
     async def test_head_and_body_are_passed_on_each_way(self):
         data = gzip.compress(os.urandom(10))
-        client, _ = await self.client(
-            b'POST /a%%2Fb?c=%%20 HTTP/1.1\r\nHost: proxy\r\nContent-Encoding: gzip\r\nX-A: 1\r\n'
-            b'Connection: x-b\r\nX-B: 2\r\nContent-Length: %d\r\n\r\n' % len(data) + data)
-        upstream, answer = await self.accepted()
-        head = (await soon(upstream.readuntil(b'\r\n\r\n'))).lower().split(b'\r\n')
+        head = await self.begin(
+            b'POST /a%2Fb?c=%20', b'Content-Encoding: gzip', b'X-A: 1', b'Connection: x-b',
+            b'X-B: 2', b'Content-Length: %d' % len(data))
         self.assertEqual(head[0], b'post /a%2fb?c=%20 http/1.1')
-        self.assertEqual(sorted(head[1:-2]), sorted((
+        self.assertEqual(sorted(head[1:]), sorted((
             b'content-encoding: gzip', b'content-length: %d' % len(data), b'x-a: 1',
-            b'host: 127.0.0.1:%d' % self.upstream, b'x-forwarded-for: 127.0.0.1')))
-        self.assertEqual(await soon(upstream.readexactly(len(data))), data)
-        answer.write(b'HTTP/1.1 203 OK\r\nx-c: 3\r\nkeep-alive: timeout=5\r\n'
-                     b'content-length: 5\r\n\r\nh')
-        head = (await soon(client.readuntil(b'\r\n\r\n'))).lower()
-        self.assertEqual(head.split()[1], b'203')
-        self.assertIn(b'\r\nx-c: 3\r\n', head)
-        self.assertNotIn(b'keep-alive', head)
-        self.assertEqual(await soon(client.readexactly(1)), b'h')  # Before the rest is there
-        answer.write(b'ello')
-        self.assertEqual(await soon(client.readexactly(4)), b'ello')
+            b'host: 127.0.0.1:%d' % self.upstream_port, b'x-forwarded-for: 127.0.0.1')))
+        await self.goes_up(data)
+        head = await self.answer(b'203 OK', b'x-c: 3', b'keep-alive: timeout=5',
+                                 b'content-length: 5')
+        self.assertIn(b'x-c: 3', head)
+        self.assertNotIn(b'keep-alive', b''.join(head))
+        await self.comes_down(b'h')  # Before the rest is there
+        await self.comes_down(b'ello')
 
     async def test_chunks_go_up_as_they_come(self):
-        client, writer = await self.client(
-            b'PUT / HTTP/1.1\r\nHost: proxy\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n')
-        upstream, answer = await self.accepted()
-        self.assertIn(
-            b'\r\ntransfer-encoding: chunked\r\n', await soon(upstream.readuntil(b'\r\n\r\n')))
-        self.assertEqual(await soon(upstream.readexactly(8)), b'3\r\none\r\n')
-        writer.write(b'3\r\ntwo\r\n0\r\n\r\n')
-        self.assertEqual(await soon(upstream.readexactly(13)), b'3\r\ntwo\r\n0\r\n\r\n')
-        answer.write(b'HTTP/1.1 204 No Content\r\n\r\n')
-        self.assertEqual((await soon(client.readuntil(b'\r\n\r\n'))).split()[1], b'204')
+        self.assertIn(b'transfer-encoding: chunked',
+                      await self.begin(b'PUT /', b'Transfer-Encoding: chunked'))
+        await self.goes_up(b'3\r\none\r\n')
+        await self.goes_up(b'3\r\ntwo\r\n0\r\n\r\n')
+        await self.answer(b'204 No Content')
 
     async def test_early_response_is_passed_on(self):
-        client, writer = await self.client(
-            b'PUT / HTTP/1.1\r\nHost: proxy\r\nContent-Length: 1000000\r\n\r\nabc')
-        upstream, answer = await self.accepted()
-        await soon(upstream.readuntil(b'\r\n\r\nabc'))
-        answer.write(b'HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig')
-        self.assertEqual((await soon(client.readuntil(b'\r\n\r\n'))).split()[1], b'413')
-        self.assertEqual(await soon(client.readexactly(3)), b'big')
-        await soon(upstream.read())  # To the end, for the rest isn't asked for
-        writer.close()  # Or aiohttp's server would wait for the rest, when it is told to end
-        await writer.wait_closed()
+        await self.begin(b'PUT /', b'Content-Length: 1000000')
+        await self.goes_up(b'abc')
+        await self.answer(b'413 Too Large', b'content-length: 3')
+        await self.comes_down(b'big')
+        await soon(self.upstream.read())  # To the end, for the rest isn't asked for
+        self.to_proxy.close()  # Or aiohttp's server would wait for the rest at its end
+        await self.to_proxy.wait_closed()
 
     async def test_echo_that_answers_while_it_still_reads(self):
-        client, writer = await self.client(
-            b'POST / HTTP/1.1\r\nHost: proxy\r\nTransfer-Encoding: chunked\r\n\r\n')
-        upstream, answer = await self.accepted()
-        await soon(upstream.readuntil(b'\r\n\r\n'))
-        answer.write(b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n')
-        self.assertEqual((await soon(client.readuntil(b'\r\n\r\n'))).split()[1], b'200')
+        await self.begin(b'POST /', b'Transfer-Encoding: chunked')
+        await self.answer(b'200 OK', b'transfer-encoding: chunked')
         for chunk in (b'3\r\none\r\n', b'5\r\nthree\r\n', b'0\r\n\r\n'):
-            writer.write(chunk)  # Only after the echo of the one before
-            self.assertEqual(await soon(upstream.readexactly(len(chunk))), chunk)
-            answer.write(chunk)
-            self.assertEqual(await soon(client.readexactly(len(chunk))), chunk)
+            await self.goes_up(chunk)  # Only after the echo of the one before
+            await self.comes_down(chunk)
 
     async def test_client_that_goes_away_ends_the_request(self):
-        for head, begins in ((b'Content-Length: 9\r\n', False), (b'', False), (b'', True)):
-            with self.subTest(head=head, begins=begins):
-                client, writer = await self.client(
-                    b'PUT / HTTP/1.1\r\nHost: proxy\r\n' + head + b'\r\n')
-                upstream, answer = await self.accepted()
-                await soon(upstream.readuntil(b'\r\n\r\n'))
+        for fields, begins in (((b'Content-Length: 9',), False), ((), False), ((), True)):
+            with self.subTest(fields=fields, begins=begins):
+                await self.begin(b'PUT /', *fields)
                 if begins:
-                    answer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n')
-                    await soon(client.readuntil(b'\r\n\r\n'))
-                writer.transport.abort()
+                    await self.answer(b'200 OK', b'content-length: 9')
+                self.to_proxy.transport.abort()
                 with contextlib.suppress(ConnectionError):
-                    self.assertEqual(await soon(upstream.read()), b'')
+                    self.assertEqual(await soon(self.upstream.read()), b'')
 
     async def test_server_that_breaks_off_is_not_taken_for_one_that_has_ended(self):
-        client, _ = await self.client(b'GET /path HTTP/1.1\r\nHost: proxy\r\n\r\n')
-        upstream, answer = await self.accepted()
-        await soon(upstream.readuntil(b'\r\n\r\n'))
-        answer.write(b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n')
-        await soon(client.readuntil(b'one\r\n'))
-        answer.close()
+        await self.begin(b'GET /path')
+        await self.answer(b'200 OK', b'transfer-encoding: chunked')
+        await self.comes_down(b'3\r\none\r\n')
+        self.to_client.close()
         with contextlib.suppress(ConnectionError):
-            self.assertNotIn(b'0\r\n\r\n', await soon(client.read()))
+            self.assertNotIn(b'0\r\n\r\n', await soon(self.client.read()))
         self.report = mock.ANY
 
     async def test_server_that_is_not_there_is_a_502(self):
-        client, _ = await self.client(b'GET / HTTP/1.1\r\nHost: proxy\r\n\r\n')
-        _, answer = await self.accepted()
-        answer.close()
-        self.assertEqual((await soon(client.readuntil(b'\r\n\r\n'))).split()[1], b'502')
+        await self.begin(b'GET /')
+        self.to_client.close()
+        self.assertEqual((await soon(self.client.readuntil(b'\r\n\r\n'))).split()[1], b'502')
 
 
-class ApiHandler(EchoHandler):
+async def api(server, request):
     """What openai's SDK asks, and some paths that go wrong."""
-
-    def answer(self, body):
-        self.server.bodies.append((dict(self.headers), body))
-        if self.path == '/v1/chat/completions':
-            self.send_head(('content-type', 'text/event-stream'), ('transfer-encoding', 'chunked'))
-            for number in range(1000):
-                self.send_delta('%d ' % number)
-                if number == 2 and b'endless' in body:
-                    self.server.client_is_gone = self.rfile.read(1) == b''
-                    self.close_connection = True
-                    return
-                if number == 4:
-                    break
-            self.wfile.write(b'e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n')
-        elif self.path == '/gzip':
-            self.send(gzip.compress(b'plain'), ('content-encoding', 'gzip'))
-        elif self.path == '/moved':
-            self.send(b'', ('location', '/here'), code=302)
-        elif self.path == '/cut':
-            self.send_head(('content-length', '10'))
-            self.wfile.write(b'half')
-            self.close_connection = True
-        elif self.path == '/late':
-            self.rfile.read(1)
-            self.close_connection = True
-        elif self.path == '/bad':
-            self.wfile.write(b'HTTP/1.1 200 OK\r\na : b\r\n\r\n')
-        else:
-            super().answer(body)
-
-    def send_delta(self, text):
-        event = b'data: {"id": "1", "object": "chat.completion.chunk", "created": 1, ' \
-            b'"model": "m", "choices": [{"index": 0, "delta": {"content": "%b"}}]}\n\n' \
-            % text.encode()
-        self.wfile.write(b'%x\r\n%b\r\n' % (len(event), event))
+    body, path = await request.read(), request.path
+    server.bodies.append((dict(request.headers), body))
+    if path == '/gzip':
+        return web.Response(body=gzip.compress(b'plain'), headers={'content-encoding': 'gzip'})
+    if path == '/moved':
+        return web.Response(status=302, headers={'location': '/here'})
+    if path == '/cut':
+        answer = await begun_answer(request, content_length='10')
+        await answer.write(b'half')
+        return hang_up(request, answer)
+    if path == '/late':
+        await server.until_gone(request)
+    if path == '/bad':
+        request.transport.write(b'HTTP/1.1 200 OK\r\na : b\r\n\r\n')
+        return hang_up(request)
+    if path != '/v1/chat/completions':
+        return await hello(server, request)
+    answer = await begun_answer(request, content_type='text/event-stream')
+    for number in range(5):
+        await answer.write(
+            b'data: {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", '
+            b'"choices": [{"index": 0, "delta": {"content": "%d "}}]}\n\n' % number)
+        if number == 2 and b'endless' in body:
+            await server.until_gone(request)
+    await answer.write(b'data: [DONE]\n\n')
+    return answer
 
 
 class TestHttpxTransport(ExampleTest):
 
     def run_with(self, main, *args, **kwargs):
-        """Run main(client, server) with a client of httpx on lowhaio."""
+        """Run main(client, url) with a client of httpx on lowhaio."""
         transport = example('httpx_transport.py').LowhaioTransport
 
         async def run():
             async with httpx.AsyncClient(transport=transport(*args), **kwargs) as client:
-                await main(client, server)
-        with echo_server(handler=ApiHandler) as server:
-            server.bodies, server.client_is_gone = [], False
+                await main(client, url_of(self.server))
+        with served(api, bodies=[]) as self.server:
             asyncio.run(run())
-            return server
 
     def test_requests_and_responses_of_all_kinds(self):
         async def lines():
@@ -9749,16 +9561,16 @@ class TestHttpxTransport(ExampleTest):
             yield b''
             yield b'two\n'
 
-        async def main(client, server):
-            url = url_of(server)
+        async def main(client, url):
             response = await client.get(
                 url.replace('//', '//user:secret@') + 'a%20b?c=d', params={'e': 'f g'})
             self.assertEqual((response.status_code, response.json()), (200, {'hello': 'world'}))
-            self.assertEqual(server.requests[-1], ('GET', '/a%20b?e=f+g'))
-            self.assertIn('authorization', {name.lower() for name in server.bodies[-1][0]})
+            self.assertEqual(self.server.requests[-1], ('GET', '/a%20b?e=f+g'))
+            self.assertIn('authorization', {name.lower() for name in self.server.bodies[-1][0]})
 
             self.assertEqual((await client.post(url, json={'a': 1})).json(), {'a': 1})
             self.assertEqual((await client.post(url, content=lines())).content, b'one\ntwo\n')
+            self.assertEqual(self.server.bodies[-1][0]['Transfer-Encoding'], 'chunked')
             self.assertEqual((await client.put(url, files={'a': b'b'})).status_code, 200)
             self.assertEqual((await client.head(url)).content, b'')
             self.assertEqual((await client.get(url + 'gzip')).text, 'plain')
@@ -9767,33 +9579,28 @@ class TestHttpxTransport(ExampleTest):
             async with client.stream('GET', url) as response:
                 self.assertEqual(b''.join([part async for part in response.aiter_bytes(3)]),
                                  b'{"hello": "world"}')
-        server = self.run_with(main)
-        self.assertEqual(server.bodies[2][0]['Transfer-Encoding'], 'chunked')
+        self.run_with(main)
 
     def test_exceptions_are_those_of_httpx(self):
-        async def failing():
+        async def fails():
             yield b'one'
             raise KeyError('of the caller')
 
-        async def short():
-            yield b'one'
-
-        async def main(client, server):
-            url = url_of(server)
+        async def main(client, url):
             for path, kind in (
                     (url + 'cut', httpx.RemoteProtocolError), (url + 'late', httpx.ReadTimeout),
                     (url + 'bad', httpx.RemoteProtocolError),
                     ('http://127.0.0.1:9/', httpx.ConnectError),
-                    ('https://127.0.0.1:%d/' % server.server_port, httpx.ConnectError),
+                    (url.replace('http', 'https'), httpx.ConnectError),
                     ('ftp://127.0.0.1/', httpx.UnsupportedProtocol)):
                 with self.subTest(path=path), self.assertRaises(kind) as caught:
                     await client.get(path)
                 self.assertIs(type(caught.exception), kind)
                 self.assertIsNotNone(caught.exception.request)
             with self.assertRaises(KeyError):
-                await client.post(url, content=failing())
+                await client.post(url, content=fails())
             with self.assertRaises(httpx.LocalProtocolError):
-                await client.post(url, content=short(), headers={'content-length': 'x'})
+                await client.post(url, content=chunks_of(b'one'), headers={'content-length': 'x'})
         self.run_with(main, timeout=0.3)
 
     def test_server_that_takes_nothing_is_a_write_timeout(self):
@@ -9801,57 +9608,50 @@ class TestHttpxTransport(ExampleTest):
             while True:
                 yield bytes(65536)
 
-        async def main(client, server):
-            with socket.socket() as sock:
-                sock.bind(('127.0.0.1', 0))
-                sock.listen()
-                with self.assertRaises(httpx.WriteTimeout):
-                    await client.post(
-                        'http://127.0.0.1:%d/' % sock.getsockname()[1], content=endless())
+        async def main(client, url):
+            with socket.create_server(('127.0.0.1', 0)) as sock, \
+                    self.assertRaises(httpx.WriteTimeout):
+                await client.post(
+                    'http://127.0.0.1:%d/' % sock.getsockname()[1], content=endless())
         self.run_with(main, timeout=0.3)
 
     def test_time_outs_have_a_pool_each_but_no_more_than_eight(self):
-        async def main(client, server):
+        async def main(client, url):
             for number in range(1, 12):
-                await client.get(url_of(server), timeout=number)
+                await client.get(url, timeout=number)
             self.assertEqual(list(client._transport._pools), list(range(4, 12)))
         self.run_with(main)
 
+    async def completion(self, client, url, prompt):
+        sdk = openai.AsyncOpenAI(api_key='key', base_url=url + 'v1', http_client=client)
+        return await sdk.chat.completions.create(
+            model='m', messages=[{'role': 'user', 'content': prompt}], stream=True)
+
     def test_openai_streams_a_completion_and_closes_one_that_is_left(self):
-        async def main(client, server):
-            sdk = openai.AsyncOpenAI(
-                api_key='key', base_url=url_of(server) + 'v1', http_client=client)
+        async def main(client, url):
             texts = []
             for prompt in ('short', 'endless'):
-                stream = await sdk.chat.completions.create(
-                    model='m', messages=[{'role': 'user', 'content': prompt}], stream=True)
+                stream = await self.completion(client, url, prompt)
                 async for event in stream:
                     texts.append(event.choices[0].delta.content)
                     if prompt == 'endless' and len(texts) == 7:
                         await stream.close()
                         break
             self.assertEqual(''.join(texts), '0 1 2 3 4 0 1 ')
-        server = self.run_with(main)
-        self.assertTrue(server.client_is_gone)
+        self.run_with(main)
+        self.assertTrue(self.server.client_is_gone)
 
     def test_openai_in_a_task_that_is_cancelled_closes_its_connection(self):
-        async def main(client, server):
-            sdk = openai.AsyncOpenAI(
-                api_key='key', base_url=url_of(server) + 'v1', http_client=client)
+        async def read(client, url, started):
+            async with await self.completion(client, url, 'endless') as stream:
+                async for event in stream:
+                    if event.choices[0].delta.content == '2 ':
+                        started.set()
+
+        async def main(client, url):
             started = asyncio.Event()
-
-            async def read():
-                async with await sdk.chat.completions.create(
-                        model='m', messages=[{'role': 'user', 'content': 'endless'}],
-                        stream=True) as stream:
-                    async for event in stream:
-                        if event.choices[0].delta.content == '2 ':
-                            started.set()
-
-            task = asyncio.ensure_future(read())
+            task = asyncio.ensure_future(read(client, url, started))
             await started.wait()
-            task.cancel()
-            with self.assertRaises(asyncio.CancelledError):
-                await task
-        server = self.run_with(main)
-        self.assertTrue(server.client_is_gone)
+            await cancel(task)
+        self.run_with(main)
+        self.assertTrue(self.server.client_is_gone)
