@@ -5521,7 +5521,7 @@ class ExchangeTest(SteppedTest):
 
     async def stops(self, task, peer, *dialogue, result=(b'413', b'big'), note='CancelledError',
                     sent=b''):
-        """The last word of a dialogue stops the body; return what was sent but not read."""
+        """The last word of a dialogue stops the body, and no more is sent than what was before."""
         await self.concludes(task, peer, *(dialogue or (REFUSAL,)), result=result)
         self.assertEqual(self.notes, [note, 'closed'])
         if peer.is_open() and sent is not None:
@@ -7847,6 +7847,7 @@ def served(answer, tls=None, path=None, **state):
     server = HttpServer(answer, tls, path)
     vars(server).update(state)
     loop = asyncio.SelectorEventLoop()
+    loop.slow_callback_duration = TEST_SECONDS  # In development mode it logs
     task = loop.create_task(server.run())
     thread = threading.Thread(target=loop.run_until_complete, args=(asyncio.wait({task}),))
     thread.start()
