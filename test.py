@@ -8577,7 +8577,7 @@ ANSWERS = {
     'form': on_form, 'multipart': on_multipart, 'file': on_file, 'numbers.ndjson': on_lines,
     'coded': on_coded, 'redirects': on_redirects, 'login': on_login, 'flaky': on_flaky,
     'slow': on_slow}
-TEXTS = {
+TEXT_ANSWERS = {
     'agent': lambda request: request.headers['user-agent'],
     'cookies': lambda request: str(request.headers.get('cookie')),
     'private': lambda request: str(request.headers.get('authorization')),
@@ -8590,8 +8590,8 @@ TEXTS = {
 async def answer_docs(server, request):
     """Answers the blocks of README and docs as a server would that they could be for."""
     name = request.path.split('/')[1]
-    if name in TEXTS:
-        return web.Response(text=TEXTS[name](request))
+    if name in TEXT_ANSWERS:
+        return web.Response(text=TEXT_ANSWERS[name](request))
     return await (on_number if name.isdigit() else ANSWERS.get(name, hello))(server, request)
 
 
