@@ -42,6 +42,7 @@ class Search:
     def fault(self, text, shown):
         self.faults += 1
         if self.faults == 1:
+            text = '\n'.join([str(text), *map(str, self.loop.faults)])
             print('\nFault: %.3000s\n%s\n' % (text, shown), flush=True)
 
     async def check_connections(self):
