@@ -25,7 +25,6 @@ import traceback
 
 from search import END_SECONDS, main, test
 
-import aiodnsresolver
 import lowhaio
 
 WORKERS = 30
@@ -38,7 +37,7 @@ test.TEST_FILES.add(__file__)  # Callers' bodies make tasks
 BYTES = random.Random(0).getrandbits(8 << 23).to_bytes(1 << 23, 'big')
 STRAYS = b'\r\n', b'\0', b'HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n'
 EARLY_HINTS = b'HTTP/1.1 103 Early Hints\r\na: b\r\n\r\n'
-BODY_ERRORS = {'HttpConnectionError body', 'HttpDataError body', 'HttpInvalidRequest body'}
+BODY_ERRORS = {'HttpConnectionError', 'HttpDataError', 'HttpInvalidRequest'}
 
 
 class BodyError(Exception):
@@ -95,74 +94,61 @@ class Plan:
         self.method = pick(rng, GET=4, HEAD=1, POST=5).encode()
         self._plan_upload(rng)
         self._plan_response(rng)
+        self._plan_fault(rng)
         self._plan_caller(rng, bool(previous))
-        self._plan_connection(rng)
 
     def _plan_upload(self, rng):
         is_upload = self.method == b'POST'
         self.upload = pick(rng, length=1, chunked=1) if is_upload else ''
         self.upload_size = is_upload and rng.choice((1, 500, 500, 70000, 70000, 3000000))
         self.upload_fault = pick(rng, no=10, fails=1, short=1, long=1) if is_upload else 'no'
-        # Whether the response comes before the upload has: whole, its start, or part by part.
-        # Then how much of the upload the server waits for, and what it does after a whole one
-        self.early = pick(rng, no=6, whole=4, parts=2, echo=1) if is_upload else 'no'
+        # Whether the response comes before the upload has: whole, or part by part. Then how much
+        # of the upload the server waits for, and what it does after a whole one
+        self.early = pick(rng, no=6, whole=5, echo=2) if is_upload else 'no'
         self.stop = rng.randrange(len(self.request_body())) if is_upload else 0
-        self.then = pick(rng, read=4, half=1, close=1, reset=1) if self.early == 'whole' else ''
+        self.then = pick(rng, read=4, half=2, reset=1) if self.early == 'whole' else 'read'
 
     def _plan_response(self, rng):
         self.framing = pick(rng, length=5, chunked=5, close=2)
         if self.framing == 'close' and self.early == 'whole':
             self.then = 'half'
-        # It is the end of the upload that lets the server go on, or close
-        goes_on = self.early == 'echo' or (self.early == 'parts' and self.framing == 'close')
-        self.status = 200 if goes_on else rng.choice((200, 200, 404))
+        self.status = 200 if self.early == 'echo' else rng.choice((200, 200, 404))
         self.has_body = self.method != b'HEAD'
         # With a reset, what the system has not sent yet is lost. TLS resets at what it receives
         # after its close_notify
-        self.size = 0 if not self.has_body else rng.choice(
-            (1, 100, 8000) if self.then not in ('', 'read') else (1, 100, 100, 8000, 1000000))
-        self.interims = rng.choice((0,) * 12 + (1, 3)) if self.upload_fault != 'no' else \
-            rng.choice((0,) * 12 + (1, 3, 101))
+        self.size = self.has_body and rng.choice(
+            (1, 100, 8000) if self.then != 'read' else (1, 100, 100, 8000, 1000000))
+        self.interims = rng.choice((0, 0, 0, 1, 3))
         self.is_in_pieces = rng.random() < 0.4
-        self._plan_fault(rng)
+        self.is_last = self.then != 'read' or (self.framing == 'close' and self.has_body) or \
+            rng.random() < 0.1  # On its connection
+        # Whether the upload is to stop at the response, or at the end of it
+        self.is_refusal = self.early == 'whole' and self.status >= 300
+        self.is_cut = self.is_refusal or (self.early == 'whole' and self.is_last)
 
     def _plan_fault(self, rng):
         """What the server does when it has sent so many bytes of the response."""
+        self.fault, self.limit = 'no', sys.maxsize
+        if self.upload_fault != 'no' or self.early == 'whole' or rng.random() < 0.8:
+            return
         head = len(self.response_head())
         size = head + len(b''.join(self.response_body()))
         self.limit = rng.choice((0, rng.randrange(head), rng.randrange(size)))
-        faults = ['reset', 'close', 'half', 'cut', 'stall']
-        if self.framing == 'close' and self.limit >= head:  # Which may end, but not be cut
-            faults = ['reset', 'cut' if self.is_tls else 'reset', 'stall']
-        can_fail = self.upload_fault == 'no' and self.early != 'whole' and self.interims < 101
-        self.fault = rng.choice(faults) if can_fail and rng.random() < 0.2 else 'no'
-        if self.fault == 'no':
-            self.limit = sys.maxsize
+        # The end of the connection may be that of the body
+        is_end = self.framing == 'close' and self.limit >= head
+        self.fault = rng.choice(('reset', 'stall') if is_end else (
+            'reset', 'reset', 'half', 'half', 'cut', 'cut', 'stall'))
 
     def _plan_caller(self, rng, is_second):
-        self.reading = pick(rng, all=12, slowly=2, half=1, dropped=1, unread=1)
+        self.reading = pick(rng, all=12, slowly=2, half=1, dropped=2)
         self.interrupt = 'no' if is_second else pick(rng, no=14, cancel=2, timeout=2)
         self.interrupt_turns = rng.choice((0, 0, 1, 2, 3, 5, 8))
         self.interrupt_seconds = rng.choice((0, 0, rng.expovariate(100), rng.expovariate(5)))
-
-    def _plan_connection(self, rng):
-        self.wish = pick(rng, keep=10, close=1, surplus=2)
-        if self.fault != 'no' or self.framing == 'close':
-            self.wish = 'keep'
-        elif self.then not in ('', 'read'):
-            self.wish = 'close'
-        self.is_reusable = self.wish == 'keep' and not (
-            self.framing == 'close' and (self.has_body or self.then == 'half'))
-        # Whether the upload is to stop at the response, or at the end of it
-        self.is_refusal = self.early in ('whole', 'parts') and self.status >= 300
-        self.is_cut = self.is_refusal or (self.early == 'whole' and (
-            self.wish != 'keep' or self.then != 'read'))
-        self.waits_forever = self.is_cut and self.upload_fault == 'no' and \
-            self.fault != 'stall' and rng.random() < 0.3
+        self.waits_forever = self.is_cut and self.upload_fault == 'no' and rng.random() < 0.3
         # What the server does to the idle connection, just before the next request. Who reads
         # slowly does so while others use it
-        is_idle = self.is_reusable and not self.upload and self.reading == 'all'
-        self.after = pick(rng, no=1, cut=1, half=1, stray=2) \
+        is_idle = not self.is_last and not self.upload and self.reading == 'all'
+        self.after = pick(rng, no=1, half=1, stray=2) \
             if is_idle and self.interrupt == 'no' else 'no'
 
     def random(self, purpose):
@@ -197,7 +183,7 @@ class Plan:
             self.status, self.number, {
                 'length': b'content-length: %d\r\n' % self.size, 'close': b'',
                 'chunked': b'transfer-encoding: chunked\r\n'}[self.framing],
-            b'connection: x, Close\r\n' * (getattr(self, 'wish', '') == 'close'))
+            b'connection: x, Close\r\n' * self.is_last)
 
     def response_body(self):
         """Its parts."""
@@ -211,16 +197,11 @@ class Plan:
         size, units = len(self.request_body()), [self.response_head(), *self.response_body()]
         if self.early == 'echo':
             return [(size * index // len(units), unit) for index, unit in enumerate(units, 1)]
-        answer = b''.join(units)
-        early = {'whole': len(answer), 'parts': self.random('parts').randrange(1, len(answer))}
-        cut = early.get(self.early, 0)
-        return [(self.stop, answer[:cut]), (self.stop if self.is_cut else size, answer[cut:])]
+        return [(self.stop if self.early == 'whole' else size, b''.join(units))]
 
     def outcomes(self):
         """What may become of it, but for an interruption."""
         gives_up = {'given up'} if self.reading not in ('all', 'slowly') else set()
-        if self.interims > 100:
-            return {'HttpInvalidResponse'}
         if self.upload_fault != 'no':
             return BODY_ERRORS | (gives_up if self.early != 'no' else set()) | (
                 {'result'} | gives_up if self.is_cut or self.upload_fault == 'long' else set())
@@ -265,16 +246,6 @@ def end_writing(peer):
         peer.sock.shutdown(socket.SHUT_WR)
 
 
-def misbehave(peer, how):
-    """End the connection in one of the ways."""
-    if how in ('close', 'half'):
-        end_writing(peer)
-    if how in ('close', 'cut'):
-        peer.close()
-    if how == 'reset':
-        peer.reset()
-
-
 class Servers:
     """With and without TLS, each at all the addresses."""
 
@@ -294,7 +265,7 @@ class Servers:
     async def _converse(self, peer):
         record = None
         try:
-            while record is None or record.plan.is_reusable:
+            while not record or not record.plan.is_last:
                 peer.received.clear()  # It is checked as it comes
                 record = self._arrived(peer, await peer.read_until(b'\r\n\r\n'))
                 await self._answer(peer, record)
@@ -320,17 +291,15 @@ class Servers:
     async def _answer(self, peer, record):
         """Receive the upload, and send the response, as they take turns."""
         plan, upload, sent = record.plan, record.plan.request_body(), 0
-        steps = plan.steps()
-        size = sum(len(unit) for _, unit in steps)
-        for position, unit in steps:
+        for position, unit in plan.steps():
             data = unit[:plan.limit - sent]
             await self._receive(peer, record, upload, position if plan.limit else 0)
             sent += len(data)
-            await self._send(peer, plan, data, sent == size)
+            await self._send(peer, plan, data)
             record.note('sent %d, received %d' % (sent, record.received))
             if sent == plan.limit:
                 await self._misbehave(peer, record, plan.fault)
-        if plan.then not in ('', 'read'):
+        if plan.then != 'read':
             await self._misbehave(peer, record, plan.then)
         await self._receive(peer, record, upload, len(upload))
 
@@ -345,22 +314,23 @@ class Servers:
                 'wrong bytes at %d of %d' % (record.received, record.plan.number)
             record.received += len(data)
 
-    async def _send(self, peer, plan, data, is_last):
+    async def _send(self, peer, plan, data):
         rng = plan.random('send')
-        pieces = split(rng, data, 6 * plan.is_in_pieces)
-        if plan.wish == 'surplus' and pieces and is_last:
-            pieces[-1:] = [*filter(None, [pieces[-1][:-500]]), pieces[-1][-500:] + b'\r\n']
-        for index, piece in enumerate(pieces):
-            if index:
-                await asyncio.sleep(rng.choice((0, 0, 0.002)))
+        for piece in split(rng, data, 6 * plan.is_in_pieces):
             await peer.send(piece)
+            await asyncio.sleep(rng.choice((0, 0, 0.002)) * plan.is_in_pieces)
 
     async def _misbehave(self, peer, record, how):
         record.note(how)
-        misbehave(peer, how)
-        if how == 'stall':
-            await asyncio.sleep(1.5 * SOCKET_TIMEOUT)
-        if peer.is_open():
+        if how == 'cut':
+            peer.close()
+        elif how == 'reset':
+            peer.reset()
+        else:
+            if how == 'half':
+                end_writing(peer)
+            else:
+                await asyncio.sleep(1.5 * SOCKET_TIMEOUT)
             self.stirred[peer] = record
             await peer.ended()
         raise EOFError
@@ -370,7 +340,7 @@ class Servers:
         plan = record.plan
         if plan.has_body and plan.framing == 'close':
             end_writing(peer)
-        if plan.wish == 'surplus' or plan.random('end').random() < 0.5:
+        if plan.random('end').random() < 0.5:
             self.stirred[peer] = record
             data = await peer.ended()
             assert not data, '%d sent more: %r' % (plan.number, data)
@@ -385,42 +355,29 @@ class Servers:
         with contextlib.suppress(OSError):  # The client may have closed it
             if after == 'stray':
                 peer.sock.send(record.plan.random('stray').choice(STRAYS))
-            elif after == 'half':
-                end_writing(peer)
             else:
-                socket.socket.shutdown(peer.sock, socket.SHUT_RDWR)
+                end_writing(peer)
 
 
 # ---- The names ----
 
 
-class Names:
-    """A resolver whose answers change all the time."""
+class Names(test.Names):
+    """Their addresses change all the time."""
 
     def __init__(self, seed):
+        super().__init__()
         self.rng = random.Random(seed)
         self.answers = []  # The host, when, until when, and the addresses
-
-    def __call__(self, get_logger_adapter):
-        return self.resolve, self.clear_cache
 
     async def resolve(self, host, record_type, get_logger_adapter):
         rng = self.rng
         await asyncio.sleep(rng.choice((0, 0, 0.001, 0.02)))
-        if record_type != aiodnsresolver.TYPES.A:
-            raise aiodnsresolver.DnsRecordDoesNotExist
         addresses = [REFUSED] * (rng.random() < 0.2) + rng.sample(GOOD, rng.choice((1, 1, 2)))
-        now, ttl = self.loop_time(), rng.choice((0, 0.01, 0.1, 0.5))
-        self.answers.append((host, now, now + ttl, addresses))
-        return tuple(aiodnsresolver.IPv4AddressExpiresAt(address, now + ttl)
-                     for address in addresses)
-
-    async def clear_cache(self, get_logger_adapter):
-        pass
-
-    @staticmethod
-    def loop_time():
-        return asyncio.get_running_loop().time()
+        self.add(host, 'A', *addresses)
+        self.ttl, now = rng.choice((0, 0.01, 0.1, 0.5)), asyncio.get_running_loop().time()
+        self.answers.append((host, now, now + self.ttl, addresses))
+        return await super().resolve(host, record_type, get_logger_adapter)
 
     def known(self, record):
         """The addresses that a request can have had."""
@@ -513,7 +470,8 @@ class Chaos:
         except asyncio.TimeoutError:
             record.outcome = 'timed out'
         except lowhaio.HttpError as exception:
-            record.outcome = self._name(exception)
+            is_late = isinstance(exception.__cause__, asyncio.TimeoutError)
+            record.outcome = type(exception).__name__ + ' timeout' * is_late
             record.note('%r from %r' % (exception, exception.__cause__))
         except Exception:
             record.problem = traceback.format_exc()
@@ -525,15 +483,6 @@ class Chaos:
         if record.outcome == 'result' and plan.after != 'no':
             self.servers.stir(record)
             await self._play(self._new_record(plan))
-
-    @staticmethod
-    def _name(exception):
-        cause = exception.__cause__
-        if isinstance(cause, asyncio.TimeoutError) and not getattr(cause, 'errno', None):
-            return type(exception).__name__ + ' timeout'
-        is_body = isinstance(cause, (BodyError, ValueError)) and \
-            str(exception).startswith('the body of the request')
-        return type(exception).__name__ + ' body' * is_body
 
     async def _fetch(self, record):
         plan = record.plan
@@ -568,21 +517,17 @@ class Chaos:
             record.uploads -= 1
 
     async def _await(self, plan, seconds):
-        """One of the things that a body may wait for."""
-        kind = plan.number % 3
-        if kind == 0:  # What is interrupted doesn't end the tasks that it awaits
-            await asyncio.gather(*(self.search.spawn(asyncio.sleep(seconds)) for _ in range(2)))
-        elif kind == 1 and plan.reading == 'all':  # What its caller awaits else would be hit
-            with contextlib.suppress(asyncio.TimeoutError), lowhaio.timeout(self.loop, seconds):
-                await self.loop.create_future()
-        else:
+        if plan.reading != 'all':  # What its caller awaits else would be hit by a timeout
             await asyncio.sleep(seconds)
+            return
+        with contextlib.suppress(asyncio.TimeoutError), lowhaio.timeout(self.loop, seconds):
+            await self.loop.create_future()
 
     async def _read(self, record, body):
         """Read a body, and check every byte of it."""
         plan = record.plan
         expected = content(plan.number, plan.size)
-        if plan.reading == 'unread':
+        if plan.reading == 'dropped' and plan.number % 2:
             return 'given up'
         chunk, pauses = await self._next_chunk(body), 10 * (plan.reading == 'slowly')
         while chunk:
