@@ -40,10 +40,6 @@ EARLY_HINTS = b'HTTP/1.1 103 Early Hints\r\na: b\r\n\r\n'
 BODY_ERRORS = {'HttpConnectionError', 'HttpDataError', 'HttpInvalidRequest'}
 
 
-class BodyError(Exception):
-    """What a body of a caller raises."""
-
-
 # ---- What is to happen ----
 
 
@@ -78,10 +74,9 @@ def chunked(rng, data):
     return [*chunks, b'0\r\n' + rng.choice((b'', b'', b'a: b\r\n')) + b'\r\n']
 
 
-class Plan:
-    """What a request, its server and its caller do: a pure function of seed and number.
-
-    One that follows another on its connection has its origin.
+class Request:
+    """What it, its server and its caller are to do, which follows from seed and number alone, and
+    what became of it. One that follows another on its connection has its origin.
     """
 
     def __init__(self, seed, number, previous=None):
@@ -96,6 +91,22 @@ class Plan:
         self._plan_response(rng)
         self._plan_fault(rng)
         self._plan_caller(rng, bool(previous))
+
+        self.start = self.end = 0.0
+        self.outcome = self.problem = ''
+        self.peer = None  # The server's end of its connection
+        self.uploads = 0  # Bodies of the caller that have started, and not ended
+        self.received = 0  # By the server, of the upload
+        self.read = 0  # By the caller, of the body of the response
+        self.is_cancelled = False
+        self.arrivals = []  # The addresses of the server at which it came
+        self.events = []
+
+    def note(self, event):
+        self.events.append('%.3f %s' % (time.monotonic() - self.start, event))
+
+    def __str__(self):
+        return '%s\n    %s' % (vars(self), '\n    '.join(self.events))
 
     def _plan_upload(self, rng):
         is_upload = self.method == b'POST'
@@ -136,8 +147,7 @@ class Plan:
         self.limit = rng.choice((0, rng.randrange(head), rng.randrange(size)))
         # The end of the connection may be that of the body
         is_end = self.framing == 'close' and self.limit >= head
-        self.fault = rng.choice(('reset', 'stall') if is_end else (
-            'reset', 'reset', 'half', 'half', 'cut', 'cut', 'stall'))
+        self.fault = rng.choice(('reset', 'stall', 'half', 'half')[:2 if is_end else 4])
 
     def _plan_caller(self, rng, is_second):
         self.reading = pick(rng, all=12, slowly=2, half=1, dropped=2)
@@ -210,31 +220,6 @@ class Plan:
         return {failure} | (gives_up if self.limit >= len(self.response_head()) else set())
 
 
-class Record:
-    """What became of a plan."""
-
-    def __init__(self, plan):
-        self.plan = plan
-        self.start = self.end = 0.0
-        self.outcome = self.problem = ''
-        self.peer = None
-        self.uploads = 0  # Bodies of the caller that have started, and not ended
-        self.received = 0  # By the server, of the upload
-        self.read = 0  # By the caller, of the body of the response
-        self.is_cancelled = False
-        self.arrivals = []  # The addresses of the server at which it came
-        self.events = []
-
-    def note(self, event):
-        self.events.append('%.3f %s' % (time.monotonic() - self.start, event))
-
-    def __str__(self):
-        plan = ' '.join('%s=%r' % item for item in vars(self.plan).items())
-        return 'request %d, %.3f s, %s %s\n    %s\n    %s' % (
-            self.plan.number, self.end and self.end - self.start, self.outcome, self.problem,
-            plan, '\n    '.join(self.events))
-
-
 # ---- The servers ----
 
 
@@ -249,9 +234,9 @@ def end_writing(peer):
 class Servers:
     """With and without TLS, each at all the addresses."""
 
-    def __init__(self, search, records):
-        self.records = records
-        self.stirred = {}  # The records of peers whose connections the client must close
+    def __init__(self, search, requests):
+        self.requests = requests
+        self.stirred = {}  # The requests of peers whose connections the client must close
         self.ports = {is_tls: test.free_port() for is_tls in (False, True)}
         context = test.server_context(LITERAL, *NAMES)
         self.servers = [
@@ -263,98 +248,95 @@ class Servers:
             server.close()
 
     async def _converse(self, peer):
-        record = None
+        request = None
         try:
-            while not record or not record.plan.is_last:
+            while not request or not request.is_last:
                 peer.received.clear()  # It is checked as it comes
-                record = self._arrived(peer, await peer.read_until(b'\r\n\r\n'))
-                await self._answer(peer, record)
-            await self._end(peer, record)
+                request = self._arrived(peer, await peer.read_until(b'\r\n\r\n'))
+                await self._answer(peer, request)
+            await self._end(peer, request)
         except (OSError, EOFError) as exception:
-            if record:
-                record.note('the connection ended: %r' % exception)
+            if request:
+                request.note('the connection ended: %r' % exception)
         finally:
             self.stirred.pop(peer, None)
 
     def _arrived(self, peer, head):
         number = int(head.split(b' ', 2)[1].split(b'=')[1])
-        record = self.records[number]
-        record.peer = peer
-        record.arrivals.append(peer.sock.getsockname()[0])
-        record.note('arrived at %s:%d from %d' % (
+        request = self.requests[number]
+        request.peer = peer
+        request.arrivals.append(peer.sock.getsockname()[0])
+        request.note('arrived at %s:%d from %d' % (
             *peer.sock.getsockname(), peer.sock.getpeername()[1]))
-        assert len(record.arrivals) == 1, '%d came again' % number
+        assert len(request.arrivals) == 1, '%d came again' % number
         assert peer not in self.stirred, '%d came on a connection that was at its end' % number
-        assert head == record.plan.request_head(), head
-        return record
+        assert head == request.request_head(), head
+        return request
 
-    async def _answer(self, peer, record):
+    async def _answer(self, peer, request):
         """Receive the upload, and send the response, as they take turns."""
-        plan, upload, sent = record.plan, record.plan.request_body(), 0
-        for position, unit in plan.steps():
-            data = unit[:plan.limit - sent]
-            await self._receive(peer, record, upload, position if plan.limit else 0)
+        upload, sent = request.request_body(), 0
+        for position, unit in request.steps():
+            data = unit[:request.limit - sent]
+            await self._receive(peer, request, upload, position if request.limit else 0)
             sent += len(data)
-            await self._send(peer, plan, data)
-            record.note('sent %d, received %d' % (sent, record.received))
-            if sent == plan.limit:
-                await self._misbehave(peer, record, plan.fault)
-        if plan.then != 'read':
-            await self._misbehave(peer, record, plan.then)
-        await self._receive(peer, record, upload, len(upload))
+            await self._send(peer, request, data)
+            request.note('sent %d, received %d' % (sent, request.received))
+            if sent == request.limit:
+                await self._misbehave(peer, request, request.fault)
+        if request.then != 'read':
+            await self._misbehave(peer, request, request.then)
+        await self._receive(peer, request, upload, len(upload))
 
-    async def _receive(self, peer, record, upload, stop):
-        while record.received < min(stop, len(upload)):
+    async def _receive(self, peer, request, upload, stop):
+        while request.received < min(stop, len(upload)):
             data = peer.unread or await peer.receive()
             if not data:
                 raise EOFError
-            missing = len(upload) - record.received
+            missing = len(upload) - request.received
             data, peer.unread = data[:missing], data[missing:]
-            assert upload.startswith(data, record.received), \
-                'wrong bytes at %d of %d' % (record.received, record.plan.number)
-            record.received += len(data)
+            assert upload.startswith(data, request.received), \
+                'wrong bytes at %d of %d' % (request.received, request.number)
+            request.received += len(data)
 
-    async def _send(self, peer, plan, data):
-        rng = plan.random('send')
-        for piece in split(rng, data, 6 * plan.is_in_pieces):
+    async def _send(self, peer, request, data):
+        rng = request.random('send')
+        for piece in split(rng, data, 6 * request.is_in_pieces):
             await peer.send(piece)
-            await asyncio.sleep(rng.choice((0, 0, 0.002)) * plan.is_in_pieces)
+            await asyncio.sleep(rng.choice((0, 0, 0.002)) * request.is_in_pieces)
 
-    async def _misbehave(self, peer, record, how):
-        record.note(how)
-        if how == 'cut':
-            peer.close()
-        elif how == 'reset':
+    async def _misbehave(self, peer, request, how):
+        request.note(how)
+        if how == 'reset':
             peer.reset()
+            raise EOFError
+        if how == 'half':
+            end_writing(peer)
         else:
-            if how == 'half':
-                end_writing(peer)
-            else:
-                await asyncio.sleep(1.5 * SOCKET_TIMEOUT)
-            self.stirred[peer] = record
-            await peer.ended()
+            await asyncio.sleep(1.5 * SOCKET_TIMEOUT)
+        self.stirred[peer] = request
+        await peer.ended()
         raise EOFError
 
-    async def _end(self, peer, record):
+    async def _end(self, peer, request):
         """Close, or see that the client does."""
-        plan = record.plan
-        if plan.has_body and plan.framing == 'close':
+        if request.framing == 'close' and request.has_body:
             end_writing(peer)
-        if plan.random('end').random() < 0.5:
-            self.stirred[peer] = record
-            data = await peer.ended()
-            assert not data, '%d sent more: %r' % (plan.number, data)
+            return
+        self.stirred[peer] = request
+        data = await peer.ended()
+        assert not data, '%d sent more: %r' % (request.number, data)
 
-    def stir(self, record):
+    def stir(self, request):
         """Do what the client must notice before it uses a connection again."""
-        after, peer = record.plan.after, record.peer
+        after, peer = request.after, request.peer
         if not peer.is_open():
             return
-        record.note('idle, then %s' % after)
-        self.stirred[peer] = record
+        request.note('idle, then %s' % after)
+        self.stirred[peer] = request
         with contextlib.suppress(OSError):  # The client may have closed it
             if after == 'stray':
-                peer.sock.send(record.plan.random('stray').choice(STRAYS))
+                peer.sock.send(request.random('stray').choice(STRAYS))
             else:
                 end_writing(peer)
 
@@ -379,12 +361,12 @@ class Names(test.Names):
         self.answers.append((host, now, now + self.ttl, addresses))
         return await super().resolve(host, record_type, get_logger_adapter)
 
-    def known(self, record):
+    def known(self, request):
         """The addresses that a request can have had."""
-        host = record.plan.host
+        host = request.host
         return [LITERAL] if host == LITERAL else [
             address for name, start, end, addresses in self.answers for address in addresses
-            if name == host and start <= record.end and end + 0.01 >= record.start]
+            if name == host and start <= request.end and end + 0.01 >= request.start]
 
 
 # ---- The workers, and what must be true ----
@@ -412,10 +394,10 @@ class Chaos:
 
     async def _use_pool(self):
         self.loop.start_watching_tasks()
-        self.records, self.names = {}, Names(self.rng.random())
+        self.requests, self.names = {}, Names(self.rng.random())
         self.closed = float('inf')
-        self.servers = Servers(self.search, self.records)
-        self.request, close = lowhaio.Pool(
+        self.servers = Servers(self.search, self.requests)
+        self.send, close = lowhaio.Pool(
             self.names, get_ssl_context=test.trusting, socket_timeout=SOCKET_TIMEOUT,
             keep_alive_timeout=self.rng.choice((0, 0.2, 15, 15)),
             recv_bufsize=self.rng.choice((65536, 16384, 4096)))
@@ -429,8 +411,8 @@ class Chaos:
         end = time.monotonic() + END_SECONDS
         while self.servers.stirred and time.monotonic() < end:
             await asyncio.sleep(0.02)
-        for record in self.servers.stirred.values():
-            self.search.fault('its connection was not closed', record)
+        for request in self.servers.stirred.values():
+            self.search.fault('its connection was not closed', request)
         await close()
         await self.search.check_connections()
         self._judge_all()
@@ -438,114 +420,111 @@ class Chaos:
 
     async def _work(self):
         while time.monotonic() < self.end and not self.search.faults:
-            record = self._new_record()
-            plan, task = record.plan, self.loop.create_task(self._play(record))
-            if plan.interrupt == 'cancel':
-                for _ in range(plan.interrupt_turns):
+            request = self._new_request()
+            task = self.loop.create_task(self._play(request))
+            if request.interrupt == 'cancel':
+                for _ in range(request.interrupt_turns):
                     await asyncio.sleep(0)
-                await asyncio.wait({task}, timeout=plan.interrupt_seconds)
-                record.is_cancelled = task.cancel()
+                await asyncio.wait({task}, timeout=request.interrupt_seconds)
+                request.is_cancelled = task.cancel()
             await asyncio.wait({task}, timeout=HANG_SECONDS)
             if not task.done():
-                self.search.fault('hangs at ' + test.where(task), record)
+                self.search.fault('hangs at ' + test.where(task), request)
                 task.cancel()
 
-    def _new_record(self, previous=None):
-        plan = Plan(self.seed, next(self.numbers), previous)
-        record = self.records[plan.number] = Record(plan)
-        return record
+    def _new_request(self, previous=None):
+        number = next(self.numbers)
+        request = self.requests[number] = Request(self.seed, number, previous)
+        return request
 
-    async def _play(self, record):
+    async def _play(self, request):
         """Make a request, and keep what becomes of it. Raises nothing."""
-        plan = record.plan
-        record.start = self.loop.time()
+        request.start = self.loop.time()
         try:
-            if plan.interrupt == 'timeout':
-                with lowhaio.timeout(self.loop, plan.interrupt_seconds):
-                    record.outcome = await self._fetch(record)
+            if request.interrupt == 'timeout':
+                with lowhaio.timeout(self.loop, request.interrupt_seconds):
+                    request.outcome = await self._fetch(request)
             else:
-                record.outcome = await self._fetch(record)
+                request.outcome = await self._fetch(request)
         except asyncio.CancelledError:
-            record.outcome = 'cancelled'
+            request.outcome = 'cancelled'
         except asyncio.TimeoutError:
-            record.outcome = 'timed out'
+            request.outcome = 'timed out'
         except lowhaio.HttpError as exception:
             is_late = isinstance(exception.__cause__, asyncio.TimeoutError)
-            record.outcome = type(exception).__name__ + ' timeout' * is_late
-            record.note('%r from %r' % (exception, exception.__cause__))
+            request.outcome = type(exception).__name__ + ' timeout' * is_late
+            request.note('%r from %r' % (exception, exception.__cause__))
         except Exception:
-            record.problem = traceback.format_exc()
-        record.end = self.loop.time()
-        if record.outcome != 'cancelled' and sys.version_info >= (3, 11) and \
+            request.problem = traceback.format_exc()
+        request.end = self.loop.time()
+        if request.outcome != 'cancelled' and sys.version_info >= (3, 11) and \
                 asyncio.current_task().cancelling():
-            record.problem += 'the task is being cancelled'
+            request.problem += 'the task is being cancelled'
 
-        if record.outcome == 'result' and plan.after != 'no':
-            self.servers.stir(record)
-            await self._play(self._new_record(plan))
+        if request.outcome == 'result' and request.after != 'no':
+            self.servers.stir(request)
+            await self._play(self._new_request(request))
 
-    async def _fetch(self, record):
-        plan = record.plan
+    async def _fetch(self, request):
         url = '%s://%s:%d/' % (
-            'https' if plan.is_tls else 'http', plan.host, self.servers.ports[plan.is_tls])
+            'https' if request.is_tls else 'http', request.host, self.servers.ports[request.is_tls])
         code = b''
         try:
-            code, headers, body = await self.request(
-                plan.method, url, {'number': plan.number}, plan.headers(),
-                **({'body': self._upload, 'body_args': (record,)} if plan.upload else {}))
+            code, headers, body = await self.send(
+                request.method, url, {'number': request.number}, request.headers(),
+                **({'body': self._upload, 'body_args': (request,)} if request.upload else {}))
         finally:
-            assert not record.uploads or (code and not plan.is_refusal), 'the upload is open'
-        assert code == b'%d' % plan.status and dict(headers)[b'x-id'] == b'%d' % plan.number, \
+            assert not request.uploads or (code and not request.is_refusal), 'the upload is open'
+        assert code == b'%d' % request.status and dict(headers)[b'x-id'] == b'%d' % request.number, \
             headers
-        return await self._read(record, body)
+        return await self._read(request, body)
 
-    async def _upload(self, record):
-        plan, rng = record.plan, record.plan.random('pieces')
-        record.uploads += 1
+    async def _upload(self, request):
+        rng = request.random('pieces')
+        request.uploads += 1
         try:
-            for piece in split(rng, plan.yielded(), rng.choice((0, 1, 9))):
+            for piece in split(rng, request.yielded(), rng.choice((0, 1, 9))):
                 if rng.random() < 0.2:
-                    await self._await(plan, rng.choice((0, 0, 0.001, 0.02)))
+                    await self._await(request, rng.choice((0, 0, 0.001, 0.02)))
                 yield rng.choice((bytes, bytearray, memoryview))(piece)
-            if plan.waits_forever:
+            if request.waits_forever:
                 await self.loop.create_future()
-            if plan.upload_fault == 'fails':
-                raise BodyError
-            if plan.upload_fault == 'long':
+            if request.upload_fault == 'fails':
+                raise ValueError
+            if request.upload_fault == 'long':
                 yield b'more'
         finally:
-            record.uploads -= 1
+            request.uploads -= 1
 
-    async def _await(self, plan, seconds):
-        if plan.reading != 'all':  # What its caller awaits else would be hit by a timeout
+    async def _await(self, request, seconds):
+        if request.reading != 'all':  # What its caller awaits else would be hit by a timeout
             await asyncio.sleep(seconds)
             return
         with contextlib.suppress(asyncio.TimeoutError), lowhaio.timeout(self.loop, seconds):
             await self.loop.create_future()
 
-    async def _read(self, record, body):
+    async def _read(self, request, body):
         """Read a body, and check every byte of it."""
-        plan = record.plan
-        expected = content(plan.number, plan.size)
-        if plan.reading == 'dropped' and plan.number % 2:
+        expected = content(request.number, request.size)
+        if request.reading == 'dropped' and request.number % 2:
             return 'given up'
-        chunk, pauses = await self._next_chunk(body), 10 * (plan.reading == 'slowly')
+        chunk, pauses = await self._next_chunk(body), 10 * (request.reading == 'slowly')
         while chunk:
-            assert expected.startswith(chunk, record.read), 'wrong bytes at %d' % record.read
-            record.read += len(chunk)
-            if plan.reading == 'half' and record.read > plan.size // 2:
+            assert expected.startswith(chunk, request.read), 'wrong bytes at %d' % request.read
+            request.read += len(chunk)
+            if request.reading == 'half' and request.read > request.size // 2:
                 await body.aclose()
-                assert not record.uploads, 'the upload is open'
+                assert not request.uploads, 'the upload is open'
                 return 'given up'
-            if plan.reading == 'dropped':
+            if request.reading == 'dropped':
                 return 'given up'
             if pauses:
                 pauses -= 1
                 await asyncio.sleep(0.005)
             chunk = await self._next_chunk(body)
-        assert record.read == plan.size, 'only %d bytes' % record.read
+        assert request.read == request.size, 'only %d bytes' % request.read
         assert await lowhaio.buffered(body) == b''
-        assert not record.uploads, 'the upload is open'
+        assert not request.uploads, 'the upload is open'
         return 'result'
 
     @staticmethod
@@ -564,31 +543,31 @@ class Chaos:
             raise
 
     def _judge_all(self):
-        for record in self.records.values():
+        for request in self.requests.values():
             try:
-                self._judge(record)
-                self.search.outcomes[record.outcome] += 1
+                self._judge(request)
+                self.search.outcomes[request.outcome] += 1
             except AssertionError as exception:
-                self.search.fault(exception, record)
+                self.search.fault(exception, request)
 
-    def _judge(self, record):
-        plan, outcome, arrivals = record.plan, record.outcome, record.arrivals
-        assert outcome and not record.problem, 'a problem'
+    def _judge(self, request):
+        outcome, arrivals = request.outcome, request.arrivals
+        assert outcome and not request.problem, 'a problem'
         assert arrivals or outcome not in ('result', 'given up'), 'it never came'
-        assert set(arrivals) <= set(self.names.known(record)), \
-            'arrived at %s, not at %s' % (arrivals, self.names.known(record))
+        assert set(arrivals) <= set(self.names.known(request)), \
+            'arrived at %s, not at %s' % (arrivals, self.names.known(request))
         kind = getattr(lowhaio, outcome.split()[0], None)
         assert not kind or not arrivals or issubclass(kind, lowhaio.HttpDataError), 'it was sent'
         assert not outcome.endswith('timeout') or \
-            record.end - record.start > SOCKET_TIMEOUT * 0.9, 'it timed out early'
-        assert not record.uploads, 'the upload was not closed'
-        assert not record.is_cancelled or outcome == 'cancelled', 'a cancellation was lost'
-        assert outcome != 'result' or plan.is_cut or \
-            record.received == len(plan.request_body()), 'the upload was cut'
-        interrupted = {'no': '', 'cancel': 'cancelled', 'timeout': 'timed out'}[plan.interrupt]
-        is_refused = outcome == 'HttpConnectionError' and record.start >= self.closed
-        assert is_refused or outcome == interrupted or outcome in plan.outcomes(), \
-            'it should be %s' % ' or '.join(sorted(plan.outcomes()))
+            request.end - request.start > SOCKET_TIMEOUT * 0.9, 'it timed out early'
+        assert not request.uploads, 'the upload was not closed'
+        assert not request.is_cancelled or outcome == 'cancelled', 'a cancellation was lost'
+        assert outcome != 'result' or request.is_cut or \
+            request.received == len(request.request_body()), 'the upload was cut'
+        interrupted = {'no': '', 'cancel': 'cancelled', 'timeout': 'timed out'}[request.interrupt]
+        is_refused = outcome == 'HttpConnectionError' and request.start >= self.closed
+        assert is_refused or outcome == interrupted or outcome in request.outcomes(), \
+            'it should be %s' % ' or '.join(sorted(request.outcomes()))
 
 
 if __name__ == '__main__':
