@@ -23,7 +23,7 @@ import sys
 import time
 import traceback
 
-from search import END_SECONDS, main, test
+from search import END_SECONDS, main, next_chunk, test
 
 import lowhaio
 
@@ -466,8 +466,8 @@ class Chaos:
             await self._play(self._new_request(request))
 
     async def _fetch(self, request):
-        url = '%s://%s:%d/' % (
-            'https' if request.is_tls else 'http', request.host, self.servers.ports[request.is_tls])
+        scheme = 'https' if request.is_tls else 'http'
+        url = '%s://%s:%d/' % (scheme, request.host, self.servers.ports[request.is_tls])
         code = b''
         try:
             code, headers, body = await self.send(
@@ -475,8 +475,8 @@ class Chaos:
                 **({'body': self._upload, 'body_args': (request,)} if request.upload else {}))
         finally:
             assert not request.uploads or (code and not request.is_refusal), 'the upload is open'
-        assert code == b'%d' % request.status and dict(headers)[b'x-id'] == b'%d' % request.number, \
-            headers
+        assert (code, dict(headers)[b'x-id']) == (
+            b'%d' % request.status, b'%d' % request.number), headers
         return await self._read(request, body)
 
     async def _upload(self, request):
@@ -508,7 +508,7 @@ class Chaos:
         expected = content(request.number, request.size)
         if request.reading == 'dropped' and request.number % 2:
             return 'given up'
-        chunk, pauses = await self._next_chunk(body), 10 * (request.reading == 'slowly')
+        chunk, pauses = await next_chunk(body), 10 * (request.reading == 'slowly')
         while chunk:
             assert expected.startswith(chunk, request.read), 'wrong bytes at %d' % request.read
             request.read += len(chunk)
@@ -521,26 +521,10 @@ class Chaos:
             if pauses:
                 pauses -= 1
                 await asyncio.sleep(0.005)
-            chunk = await self._next_chunk(body)
+            chunk = await next_chunk(body)
         assert request.read == request.size, 'only %d bytes' % request.read
-        assert await lowhaio.buffered(body) == b''
         assert not request.uploads, 'the upload is open'
         return 'result'
-
-    @staticmethod
-    async def _next_chunk(body):
-        """Return b'' at the end."""
-        try:
-            chunk = await body.__anext__()
-            assert type(chunk) is bytes and chunk, chunk
-            return chunk
-        except StopAsyncIteration:
-            return b''
-        except (lowhaio.HttpError, asyncio.CancelledError):
-            with contextlib.suppress(lowhaio.HttpDataError):
-                await body.__anext__()
-                raise AssertionError('a body that has failed goes on') from None
-            raise
 
     def _judge_all(self):
         for request in self.requests.values():

@@ -24,7 +24,7 @@ import typing
 
 import hypothesis
 from hypothesis import strategies
-from search import main, test
+from search import main, next_chunk, test
 
 import lowhaio
 
@@ -52,13 +52,10 @@ class Case(typing.NamedTuple):
 
     data: bytes  # The response
     segments: typing.Tuple[int, ...] = ()  # In which it arrives, but for the last
-    end: str = 'close'  # Of the connection after it: close, reset or keep
-    early: bool = False  # Whether the server answers before it reads
+    is_kept: bool = False  # Whether the connection stays open after it
     method: bytes = b'GET'
     headers: typing.Tuple[typing.Tuple[bytes, bytes], ...] = ()
     body: typing.Tuple[typing.Optional[bytes], ...] = ()  # Of the request; None lets the loop run
-    reading: str = 'all'  # Of the response's body: all, first or none
-    turns: typing.Optional[int] = None  # Of the loop until the caller's task is cancelled
     recv_bufsize: int = 65536
     max_header_length: int = 16384
     socket_timeout: float = 2
@@ -142,17 +139,12 @@ class Choices:
             (b'POST', (CODING,), (None, test.chunked(b'data'))),
             (b'PUT', ((b'content-length', b'300000'),), (b'd' * 100000,) * 3),
             (b'PUT', ((b'content-length', b'4'), (b'expect', b'100-continue')), (b'data',)))
-        end = self.one(*['close'] * 16, 'reset', 'reset', 'keep')
-        case = Case(
-            data, self.cuts(data), end, self.one(*[False] * 9, True), method, headers, body,
-            reading=self.one(*['all'] * 8, 'first', 'none'),
-            turns=self.one(*[None] * 90, *range(12)),
+        is_kept = self.one(*[False] * 20, True)
+        return Case(
+            data, self.cuts(data), is_kept, method, headers, body,
             recv_bufsize=self.one(*(65536, 65536, 100, 7, 1)[:4 if len(data) > 1000 else 5]),
             max_header_length=self.one(row.limit, row.limit, 16384, 100000, 60),
-            socket_timeout=0.05 if end == 'keep' else 2)
-        # libuv tells of a reset once: what a SegmentedSocket keeps back then would be waited for
-        return case._replace(segments=()) \
-            if test.LOOP == 'uvloop' and (end == 'reset' or case.early) else case
+            socket_timeout=0.05 if is_kept else 2)
 
     def upload_case(self):
         stream, body, start = self.edited(self.chunk_stream(), 0, 1, 1, 1, 2), [], 0
@@ -160,7 +152,7 @@ class Choices:
         for end in itertools.accumulate((*self.cuts(stream), len(stream))):
             body += [stream[start:end], *self.one((), (), (None,), (None, b''), (None,) * 5)]
             start = end
-        return Case(test.OK, end='keep', method=b'POST', body=tuple(body),
+        return Case(test.OK, is_kept=True, method=b'POST', body=tuple(body),
                     headers=(self.one(CODING, CODING, CODING, length),),
                     max_header_length=1000000)
 
@@ -182,12 +174,8 @@ VALID = [row for row in test.RESPONSES if not row.error]
 # ---- What the body of a request may be (RFC 9112 6.2, 7.1) ----
 
 
-# Each with ends of which one makes it whole, if it can become so
-CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\0\r\n]*)?\r\n'), \
-    (b'0\r\n', b'\r\n', b'\n')
-TRAILERS = re.compile(
-    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\0\r\n]*\r\n)*\r\n"), \
-    (b'a:\r\n\r\n', b':\r\n\r\n', b'\r\n\r\n', b'\r\n', b'\n\r\n', b'\n')
+CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\0\r\n]*)?\r\n')
+TRAILERS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\0\r\n]*\r\n)*\r\n")
 
 
 def end_of_request_body(headers, data):
@@ -198,22 +186,20 @@ def end_of_request_body(headers, data):
 
     position, size = 0, None
     while size != 0:
-        line = part_of_chunks(data, position, *CHUNK_LINE)
-        if line is None:
-            return None
+        line = CHUNK_LINE.match(data, position)
+        if not line:
+            return unless_wrong(data[position:], b'\n')
         size = int(line[1], 16)
         position = line.end() + (size and size + 2)
         if size and not b'\r\n'.startswith(data[line.end() + size:position]):
             raise ValueError('no CRLF after the chunk at byte %d' % line.start())
-    trailers = part_of_chunks(data, position, *TRAILERS)
-    return trailers and trailers.end()
+    trailers = TRAILERS.match(data, position)
+    return trailers.end() if trailers else unless_wrong(data[position:], b'\r\n\r\n')
 
 
-def part_of_chunks(data, position, pattern, ends):
-    match = pattern.match(data, position) if position <= len(data) else None
-    if not match and not any(pattern.fullmatch(data[position:] + end) for end in ends):
-        raise ValueError('%r at byte %d' % (data[position:position + 80], position))
-    return match
+def unless_wrong(rest, end):
+    if end in rest:
+        raise ValueError('%.80r' % rest)
 
 
 # ---- How a case is played ----
@@ -227,7 +213,6 @@ class Play:
         self.case = case
         self.segments = list(case.segments)
         self.received = b''  # Of the body of the request
-        self.is_cancelled = False
 
     async def outcome(self):
         """Return (code, headers, body), or what came of them before an exception, and its class.
@@ -245,7 +230,7 @@ class Play:
             max_header_length=self.case.max_header_length,
             socket_timeout=self.case.socket_timeout)
         try:
-            outcome = await self._first()
+            outcome = await self._fetched()
             await self._check_second(outcome)
             await close()
             await self.search.check_connections()
@@ -264,21 +249,20 @@ class Play:
     # The server
 
     async def _converse(self, peer):
-        is_early = self.case.early and not self.client.done()
-        if is_early:
-            await self._answer(peer)
         with contextlib.suppress(EOFError):  # The client has given up
             while True:
                 head = await peer.read_until(b'\r\n\r\n')
                 if head.startswith(SECOND):
                     await peer.send(test.response(b'second'))
                     continue
-                if b'100-continue' in head and not is_early:
+                if b'100-continue' in head:
                     await peer.send(test.CONTINUE)
                 await self._receive_body(peer)
-                if not is_early:
-                    await self.is_uploaded.wait()
-                    await self._answer(peer)
+                await self.is_uploaded.wait()
+                await peer.send(self.case.data)
+                self.is_answered.set()
+                if not self.case.is_kept:
+                    return
 
     async def _receive_body(self, peer):
         self.received, peer.unread = peer.unread, b''
@@ -292,27 +276,7 @@ class Play:
         self.received, peer.unread = self.received[:end], self.received[end:]
         assert peer.unread[:len(SECOND)] == SECOND[:len(peer.unread)], peer.unread
 
-    async def _answer(self, peer):
-        try:
-            await peer.send(self.case.data)
-        finally:
-            {'close': peer.close, 'reset': peer.reset, 'keep': int}[self.case.end]()
-            self.is_answered.set()
-
     # The client
-
-    async def _first(self):
-        self.client = self.search.spawn(self._fetched())
-        if self.case.turns is not None:
-            for _ in range(self.case.turns):
-                await asyncio.sleep(0)
-            self.is_cancelled = self.client.cancel()
-        try:
-            outcome = await self.client
-            assert not self.is_cancelled, 'a cancellation was lost'
-            return outcome
-        except asyncio.CancelledError:
-            return (asyncio.CancelledError,)
 
     async def _fetched(self):
         outcome = ()
@@ -321,13 +285,8 @@ class Play:
                 self.case.method, self.server.url + '/first', headers=self.case.headers,
                 **({'body': self._body} if self.case.body else {}))
             check_head(*outcome)
-            if self.case.reading == 'all':
-                outcome.append(await whole(body))
-                check_body(self.case.method, *outcome)
-            elif self.case.reading == 'first':
-                async for _ in body:
-                    break
-                await body.aclose()
+            outcome.append(await whole(body))
+            check_body(self.case.method, *outcome)
         except lowhaio.HttpError as exception:
             check_exception(exception, self.case)
             outcome = (*outcome, type(exception))
@@ -351,7 +310,7 @@ class Play:
         self.segments.clear()
         second = await test.fetch(self.request, b'GET', self.server.url + '/second')
         assert second == SECOND_OUTCOME, 'the second request got %r' % (second,)
-        if is_result(outcome) and self.case.reading == 'all' and len(self.server.peers) == 1:
+        if is_result(outcome) and len(self.server.peers) == 1:
             assert self.case.data.endswith((b'\r\n\r\n', outcome[2])), 'reused, in spite of more'
 
     def _check_request(self, outcome):
@@ -361,12 +320,12 @@ class Play:
             is_framed = end_of_request_body(self.case.headers, body) == len(body)
         except ValueError:
             is_framed = False
-        if is_result(outcome) and not self.case.early:
+        if is_result(outcome):
             assert is_framed and self.received == body, 'the server received %r' % self.received
         if not is_result(outcome) and issubclass(outcome[-1], lowhaio.HttpConnectionError):
             sent = any(b'/first' in peer.received for peer in self.server.peers)
             assert not sent, '%s, but it was sent' % outcome[-1].__name__
-            assert not is_framed or self.case.early, outcome
+            assert not is_framed, outcome
 
 
 def is_result(outcome):
@@ -380,17 +339,9 @@ def comparable(outcome):
 
 
 async def whole(body):
-    chunks = []
-    try:
-        async for chunk in body:
-            assert type(chunk) is bytes and chunk, chunk
-            chunks.append(chunk)
-    except lowhaio.HttpError as exception:
-        with contextlib.suppress(type(exception)):
-            await lowhaio.buffered(body)
-            raise AssertionError('a body that has failed just ends') from exception
-        raise
-    assert await lowhaio.buffered(body) == b'', 'a body that has ended goes on'
+    chunks = [await next_chunk(body)]
+    while chunks[-1]:
+        chunks.append(await next_chunk(body))
     return b''.join(chunks)
 
 
@@ -429,7 +380,8 @@ class Fuzzer:
 
     def _on_alarm(self, *_):
         # Which a loop lets pass from wherever it is raised
-        raise KeyboardInterrupt('hangs at ' + test.where(self.play.client))
+        raise KeyboardInterrupt('hangs: %s' % list(map(
+            test.where, asyncio.all_tasks(self.search.loop))))
 
     def run(self, seconds, seed):
         """Let hypothesis make cases until the time is over, or one has shown a fault."""
@@ -466,8 +418,7 @@ class Fuzzer:
         outcome = self._outcome(case)
         assert not is_result(outcome) or not INTERIM_HEADS.match(case.data), 'read without end'
         at_once = case._replace(segments=(), recv_bufsize=65536)
-        if case != at_once and (case.end, case.early, case.reading, case.turns) == (
-                'close', False, 'all', None):
+        if case != at_once and not case.is_kept:
             other = self._outcome(at_once)
             assert comparable(outcome) == comparable(other), '%r, but at once %r' % (
                 outcome, other)

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import collections
+import contextlib
 import gc
 import logging
 import random
@@ -13,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import lowhaio
 import test
 
 END_SECONDS = 10  # Until a connection has ended, on a busy machine
@@ -68,6 +70,22 @@ class Search:
         for leftovers in (loop.faults, loop.library_timers, self.caught, self.logged.records):
             leftovers.clear()
         assert not faults, '\n'.join(faults)
+
+
+async def next_chunk(body):
+    """Of a response; b'' at the end. What has ended or failed must stay so."""
+    try:
+        chunk = await body.__anext__()
+        assert type(chunk) is bytes and chunk, chunk
+        return chunk
+    except StopAsyncIteration:
+        assert await lowhaio.buffered(body) == b'', 'a body that has ended goes on'
+        return b''
+    except (lowhaio.HttpError, asyncio.CancelledError):
+        with contextlib.suppress(lowhaio.HttpDataError):
+            await lowhaio.buffered(body)
+            raise AssertionError('a body that has failed just ends') from None
+        raise
 
 
 def main(run):
