@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import faulthandler
 import gc
 import logging
 import random
@@ -44,7 +45,7 @@ class Search:
     def fault(self, text, shown):
         self.faults += 1
         if self.faults == 1:
-            text = '\n'.join([str(text), *map(str, self.loop.faults)])
+            text = '\n'.join([repr(text), *map(str, self.loop.faults)])
             print('\nFault: %.3000s\n%s\n' % (text, shown), flush=True)
 
     async def check_connections(self):
@@ -96,6 +97,7 @@ def main(run):
     arguments = parser.parse_args()
     print('seed %d' % arguments.seed, flush=True)
 
+    faulthandler.dump_traceback_later(arguments.seconds + 600, exit=True)
     start = time.monotonic()
     with warnings.catch_warnings(record=True) as caught, \
             test.LogRecords('asyncio', logging.WARNING) as logged:
