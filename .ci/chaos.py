@@ -28,7 +28,7 @@ import lowhaio
 
 WORKERS = 30
 SOCKET_TIMEOUT = 2  # Many times what a busy machine takes
-HANG_SECONDS = 30  # More than the waits of any request take together
+HANG_SECONDS = 10  # More than the waits of any request take together
 
 LITERAL, GOOD, REFUSED = '127.0.0.1', ('127.0.0.2', '127.0.0.3', '127.0.0.4'), '127.0.0.5'
 NAMES = 'a.test', 'b.test'
@@ -225,7 +225,7 @@ class Servers:
     """With and without TLS, each at all the addresses."""
 
     def __init__(self, search, requests):
-        self.requests = requests
+        self.search, self.requests = search, requests
         self.stirred = {}  # The requests of peers whose connections the client must close
         self.ports = {is_tls: test.free_port() for is_tls in (False, True)}
         context = test.server_context(LITERAL, *NAMES)
@@ -248,6 +248,8 @@ class Servers:
         except (OSError, EOFError) as exception:
             if request:
                 request.note('the connection ended: %r' % exception)
+        except AssertionError as exception:
+            self.search.fault(exception, request)
         finally:
             self.stirred.pop(peer, None)
 
