@@ -484,7 +484,8 @@ class Chaos:
 
     def _judge(self, request):
         outcome, arrivals = request.outcome, request.arrivals
-        assert outcome and not request.problem, 'a problem'
+        assert not request.problem, request.problem
+        assert outcome, 'nothing became of it'
         assert arrivals or outcome not in ('result', 'given up'), 'it never came'
         assert set(arrivals) <= set(self.names.known(request)), \
             'arrived at %s, not at %s' % (arrivals, self.names.known(request))
