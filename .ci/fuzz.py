@@ -60,6 +60,7 @@ class Case(typing.NamedTuple):
     body: typing.Tuple[typing.Optional[bytes], ...] = ()  # Of the request; None lets the loop run
     recv_bufsize: int = 65536
     max_header_length: int = 16384
+    socket_timeout: float = 2
 
 
 # ---- How cases are made ----
@@ -139,10 +140,12 @@ class Choices:
             (b'POST', ((b'content-length', b'4'),), (b'da', None, b'ta')),
             (b'POST', (CODING,), (None, test.chunked(b'data'))),
             (b'PUT', ((b'content-length', b'4'), (b'expect', b'100-continue')), (b'data',)))
+        is_kept = self.one(*[False] * 20, True)
         return Case(
-            data, self.cuts(data), self.one(*[False] * 20, True), method, headers, body,
+            data, self.cuts(data), is_kept, method, headers, body,
             recv_bufsize=self.one(*(65536, 65536, 100, 7, 1)[:4 if len(data) > 1000 else 5]),
-            max_header_length=self.one(row.limit, row.limit, 16384, 100000, 60))
+            max_header_length=self.one(row.limit, row.limit, 16384, 100000, 60),
+            socket_timeout=0.05 if is_kept else 2)
 
     def upload_case(self):
         stream, body, start = self.edited(self.chunk_stream(), 0, 1, 1, 1, 2), [], 0
@@ -212,7 +215,7 @@ class Play:
         self.request, close = lowhaio.Pool(
             test.Names(), self._sock, recv_bufsize=self.case.recv_bufsize,
             max_header_length=self.case.max_header_length,
-            socket_timeout=0.05 if self.case.is_kept and not self.case.body else 2)
+            socket_timeout=self.case.socket_timeout)
         try:
             outcome = await self._fetched()
             await self._check_second(outcome)
@@ -347,7 +350,7 @@ def check_body(method, code, headers, body):
 def check_exception(exception, case):
     assert type(exception).__name__ in lowhaio.__all__, repr(exception)
     assert re.fullmatch(r'[ -~]{1,600}', str(exception)), repr(exception)
-    assert case.is_kept or not isinstance(exception.__cause__, asyncio.TimeoutError), \
+    assert case.socket_timeout < 1 or not isinstance(exception.__cause__, asyncio.TimeoutError), \
         'waited in vain: %r' % exception
 
 
