@@ -115,7 +115,7 @@ class Request:
         # of the upload the server waits for, and what it does after a whole one
         self.early = pick(rng, no=6, whole=5, echo=2) if is_upload else 'no'
         self.stop = rng.randrange(len(self.request_body())) if is_upload else 0
-        self.then = pick(rng, read=4, half=2, reset=1) if self.early == 'whole' else 'read'
+        self.then = pick(rng, read=3, half=2, reset=4) if self.early == 'whole' else 'read'
 
     def _plan_response(self, rng):
         self.framing = pick(rng, length=5, chunked=5, close=2)
