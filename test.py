@@ -1272,20 +1272,22 @@ FIELDS = (
     sent_fields((b'connection', b'keep-alive'), version=b'HTTP/1.0'),
 )
 
-LARGE = bytes(range(256)) * 400
+LARGE_CHUNK = bytes(range(256)) * 400
 TWO_CHUNKS = b'3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n'
 SENT_BODIES = (
     *(sent_body(*chunks) for chunks in (
         (), (b'', b''), by_bytes(b'abcde'), (b'', b'a', b'', b'', b'b', b''),
         (bytearray(b'ab'), bytearray(), bytearray(b'cd')),
-        (memoryview(b'ab'), memoryview(b''), memoryview(bytearray(b'c'))), (b'a', LARGE, b'b'))),
+        (memoryview(b'ab'), memoryview(b''), memoryview(bytearray(b'c'))),
+        (b'a', LARGE_CHUNK, b'b'))),
     *(sent_body(chunk) for chunk in (
-        b'abcde', bytes(range(256)), GET, b'0\r\n\r\n', LARGE, bytearray(LARGE))),
+        b'abcde', bytes(range(256)), GET, b'0\r\n\r\n', LARGE_CHUNK, bytearray(LARGE_CHUNK))),
     *(sent_body(memoryview(data)[::step]) for data, step in (
-        (LARGE, 1), (b'abcd', 2), (b'ab', -1), (LARGE + LARGE, 2), (LARGE, -1))),
+        (LARGE_CHUNK, 1), (b'abcd', 2), (b'ab', -1), (LARGE_CHUNK + LARGE_CHUNK, 2),
+        (LARGE_CHUNK, -1))),
     *(sent_body(memoryview(data).cast(*kind)) for data, *kind in (
-        (b'abcd', 'H'), (b'ab', 'c'), (b'abcdef', 'B', (2, 3)), (LARGE, 'I'),
-        (LARGE, 'B', (256, 400)))),
+        (b'abcd', 'H'), (b'ab', 'c'), (b'abcdef', 'B', (2, 3)), (LARGE_CHUNK, 'I'),
+        (LARGE_CHUNK, 'B', (256, 400)))),
     sent_body(b'', bytearray(), memoryview(b''), headers=()),
     *(sent_body(b'ab', headers=headers) for headers in (
         ((b'Content-LENGTH', b'2'),), ((b'content-length', b' \t2 '),),
@@ -1310,7 +1312,7 @@ SENT_BODIES = (
     # Extensions and trailers longer than max_header_length
     sent_chunks(b'1;', b'x' * 20000, b'\r\na\r\n0\r\n\r\n'),
     sent_chunks(b'0\r\n', *[b'a: b\r\n'] * 4000, b'\r\n'),
-    sent_chunks(b'19000\r\n', LARGE, b'\r\n0\r\n\r\n'),
+    sent_chunks(b'19000\r\n', LARGE_CHUNK, b'\r\n0\r\n\r\n'),
     sent_chunks(*[b'1\r\na\r\n'] * 2000, b'0\r\n\r\n'),
 )
 
@@ -1838,7 +1840,7 @@ BAD_BODIES = (
     unframed(SECRET),
     unframed(b'', b'', SECRET),
     unframed(bytearray(SECRET)),
-    unframed(LARGE),
+    unframed(LARGE_CHUNK),
     bad_length_body(0, SECRET),
     *(bad_length_body(6, *chunks) for chunks in (
         (b'sesame.',), (SECRET, b'.'), (SECRET, b'', b'', b'.'), (SECRET, GET), (SECRET + GET,))),
@@ -3320,11 +3322,12 @@ def length(size):
     return ((b'content-length', b'%d' % size),)
 
 
-CODING = ((b'transfer-encoding', b'chunked'),)
 CHUNK, LAST_CHUNK = b'1\r\na\r\n', b'0\r\n\r\n'
 HALF = HEAD + b'content-length: 5\r\n\r\nabc'
 REFUSAL = response(b'big', status=b'413 Too Large')
 LARGE = 10**6  # Many times what there is room for between SteppedTest's ends
+
+
 def sockets(kind=socket.socket, send_buffer=None, receive_buffer=None):
     """A get_sock that makes sockets of a class, whose buffers may be small."""
     def get_sock(family=socket.AF_INET):
@@ -3415,7 +3418,7 @@ class SteppedTest(TestCase):
             await asyncio.sleep(0)
             self.notes.append('closed')
 
-    def uploading(self, server, *steps, method=b'POST', headers=CODING, body=None, **pool):
+    def uploading(self, server, *steps, method=b'POST', headers=IN_CHUNKS, body=None, **pool):
         self.notes.clear()
         self.request = self.pool(**{'get_sock': sockets(send_buffer=65536), **pool})
         return self.spawn(self.request(
@@ -4580,7 +4583,7 @@ class FairnessTest(TestCase):
         at_once = streamed(60000 * CHUNK + LAST_CHUNK)
         for body, size in ((one_by_one, 36005), (at_once, 360005)):
             with self.subTest(body=body):
-                await self.assert_fair(OK, size, body, CODING)
+                await self.assert_fair(OK, size, body, IN_CHUNKS)
 
     async def test_other_tasks_get_their_turn_though_each_response_is_there_at_once(self):
         class PromptlyAnswered(socket.socket):
@@ -5241,7 +5244,7 @@ class EarlyRefusalTest(ExchangeTest):
         for tls, (act, taken), (headers, start) in self.rows(
                 ((Peer.is_open, 0), (lambda peer: peer.sock.shutdown(socket.SHUT_RD), 0),
                  (Peer.close, LARGE // 10), (Peer.reset, 0)),
-                ((length(LARGE), b''), (CODING, b'%x\r\n' % LARGE))):
+                ((length(LARGE), b''), (IN_CHUNKS, b'%x\r\n' % LARGE))):
             task, peer = await self.begin(start + bytes(LARGE), headers=headers, tls=tls)
             await peer.send(REFUSAL)
             await take(peer, taken)
@@ -5577,10 +5580,10 @@ class EarlyFaultTest(ExchangeTest):
         (length(2), b'a', (b'bc',), 'more bytes than content-length says', ValueError),
         (length(2), b'ab', (b'GET /',), 'more bytes than content-length says', ValueError),
         (length(5), b'a', (), 'ended', ValueError),
-        (CODING, CHUNK, (GET,), 'chunked body', ValueError),
-        (CODING, CHUNK, (b'1\r\nab',), 'chunked body', ValueError),
-        (CODING, b'5\r\nabc', (), 'last chunk', ValueError),
-        (CODING, CHUNK + LAST_CHUNK, (GET,), 'last chunk', ValueError),
+        (IN_CHUNKS, CHUNK, (GET,), 'chunked body', ValueError),
+        (IN_CHUNKS, CHUNK, (b'1\r\nab',), 'chunked body', ValueError),
+        (IN_CHUNKS, b'5\r\nabc', (), 'last chunk', ValueError),
+        (IN_CHUNKS, CHUNK + LAST_CHUNK, (GET,), 'last chunk', ValueError),
         (length(5), b'a', ('b',), 'the body of the request', TypeError),
     )
 
@@ -5999,7 +6002,7 @@ class CancellationTest(ExchangeTest):
     async def test_early_response_is_interrupted_cleanly_at_every_await(self):
         await self.at_every_await(
             2, 'request: body waits', 'request: body ends', answer=closing(OK),
-            **self.uploads(LAST_CHUNK, *[b''] * 9, headers=CODING))
+            **self.uploads(LAST_CHUNK, *[b''] * 9, headers=IN_CHUNKS))
 
     async def test_both_directions_at_once_are_interrupted_cleanly_at_every_await(self):
         async def converse(peer):
@@ -7139,7 +7142,7 @@ def upload(data, size=9973):
     async def body():
         for start in range(0, len(data), size):
             yield data[start:start + size]
-    return {'headers': CODING, 'body': lambda: in_chunks(body())}
+    return {'headers': IN_CHUNKS, 'body': lambda: in_chunks(body())}
 
 
 def of_length(data):
@@ -7174,7 +7177,7 @@ class NginxTest(TestCase):
     def mixed_requests(self, number, nginx, aiohttp, etag):
         """21 of them: method, URL, arguments, expected code and body."""
         sent = self.data[number:50000 + number * 100]
-        expecting = {**upload(sent), 'headers': (*CODING, EXPECT)}
+        expecting = {**upload(sent), 'headers': (*IN_CHUNKS, EXPECT)}
         return [
             (b'GET', nginx + '/files/text', {}, b'200', b'some text'),
             (b'GET', nginx + '/files/text', {'headers': ((b'if-none-match', etag),)}, b'304', b''),
@@ -7249,7 +7252,7 @@ class NginxTest(TestCase):
         """Over each connection and in each framing: a URL, and what to give to a request."""
         for url, path, arguments in itertools.product(self.nginx.urls, paths, (
                 {'headers': length(self.LARGE_SIZE), 'body': lambda: pieces(self.large)},
-                {'headers': CODING, 'body': lambda: in_chunks(pieces(self.large))})):
+                {'headers': IN_CHUNKS, 'body': lambda: in_chunks(pieces(self.large))})):
             with self.subTest(url=url, path=path, headers=arguments['headers']):
                 yield url + path, arguments
 
@@ -7558,7 +7561,7 @@ class TestLayers(ClientTest):
             lowhaio_retry.retry(self.pool(), ((HttpDataError, (0, 0)),)),
             credentials, 's3', REGION))
         _, _, answer = await fetch(
-            request, b'PUT', server.url + '/key', headers=CODING, body_args=(b'da',),
+            request, b'PUT', server.url + '/key', headers=IN_CHUNKS, body_args=(b'da',),
             body=lowhaio_chunked.chunked(body), body_kwargs=(('last', b'ta!'),))
         self.assertEqual((answer, targets(server)), (
             b'ok', [b'/key', b'/key', *[b"/~there/!$&'()*,;=:@"] * 2]))
