@@ -7,14 +7,16 @@ After every test, the harness proves that nothing was left behind: see TestCase.
 
 The banners are those of lowhaio.py, in its order. Where to find, or what to give to -k, for
 
-    what is sent, byte by byte        Sent, for what is asked; Refused, Mistakes, BadBody: errors
-    a response, byte by byte          test.ResponseTest: STATUS_LINES, FIELD_LINES, CHUNKS, FRAMING
+    what is sent, byte by byte        Sent: TARGETS, PARAMS, HOSTS, FIELDS, SENT_BODIES
+    what is refused, and how          Refused: BAD_URLS, BAD_METHODS, BAD_FIELDS; Mistakes, BadBody
+    a response, byte by byte          test.ResponseTest: STATUS_LINES, FIELD_LINES, CHUNKS,
+                                      KNOWN_LENGTHS, FRAMING; grep of_each for the test of a table
     chunked bodies                    chunk: of responses in CHUNKS, of requests in SENT_BODIES
     h11 as an oracle of both          Oracle
     DNS, /etc/hosts                   NameResolution, NameFiles
     addresses, sockets, descriptors   test.Connect, OwnMachineConnect, Descriptors, SocketTest
     timeouts                          test.Timeout: timeout(); SocketTimeout, SlowServer: a pool
-    TLS                               Tls, Renegotiation
+    TLS, close_notify                 Tls, Renegotiation
     the caller's body                 RequestBody, CallersBody, ExpectContinue
     an early response                 Early: Refusal, Success, Echo, Fault, Leave; LastWord
     cancellation                      test.Cancellation: at every await; cancel: all others, too

@@ -228,6 +228,7 @@ async def serve(name):
         specs[key].update(spec)
         figures = await measured(
             globals()[scenario.kind], open_peers[key], specs[key], scenario)
+        await asyncio.sleep(spec.get('rest', 0))
         print(json.dumps(figures), flush=True)
 
 

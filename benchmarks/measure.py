@@ -24,6 +24,7 @@ BATCH = 0.2  # Seconds that a batch of CPU time takes, about
 QUIET = 0.08  # Of a core, that others may use during a round
 # glibc copies large pieces by an instruction of which valgrind counts each byte
 GLIBC = ':'.join('glibc.cpu.x86_rep_%s_threshold=1000000000' % name for name in ('movsb', 'stosb'))
+REST = 12  # Seconds until the timers of connections that were made before have come
 TICK = os.sysconf('SC_CLK_TCK')
 
 
@@ -181,7 +182,7 @@ class Bench:
                 self.failed(name, peer, failure)
         return results
 
-    def counted(self, peer, spec, batch, warm_up=None):
+    def counted(self, peer, spec, batch, warm_up=None, rest=0):
         """Return instructions per unit: a long batch less a short one, in one process."""
         if peer not in self.counting:
             self.counting[peer] = Client(self, peer, (
@@ -189,7 +190,7 @@ class Bench:
                 '--callgrind-out-file=' + os.path.join(self.folder.name, 'counts-%p')))
         client, counts = self.counting[peer], []
         try:
-            client.batch(spec, warm_up or batch)
+            client.batch({**spec, 'rest': rest}, warm_up or batch)
             vgdb(client, 'instrumentation', 'on')
             for factor in 1, 1, 3:
                 units = client.batch(spec, factor * batch)['units']
@@ -327,14 +328,14 @@ class Bench:
             'origin': origin, 'urls': [origin + target], **more}
 
     def pooled(self, peer, number):
-        return self.counted(peer, self.of_others('get', '/small', fill=number), 200)
+        return self.counted(peer, self.of_others('get', '/small', fill=number), 200, rest=REST)
 
     def hosts(self, peer, number):
         spec = self.of_others('get', '/small')
         spec['urls'] = ['http://127.1.%d.%d:%d/small' % (n // 250, n % 250 + 1, self.others.port)
                         for n in range(number)]
         # A batch asks the first hosts, whose connections are the oldest
-        return self.counted(peer, spec, 64, warm_up=number)
+        return self.counted(peer, spec, 64, warm_up=number, rest=REST)
 
     def fields(self, peer, number):
         return self.counted(peer, self.of_others('get', '/fields/%d' % number), 100)

@@ -39,7 +39,7 @@ class Responder(asyncio.Protocol):
         _, kind, *values = target.split('/')
         if method == b'PUT':
             head, _, body = data.partition(b'\r\n\r\n')
-            length = re.search(b'(?i)\r\ncontent-length: ([0-9]+)', head)[1]
+            length = re.search(b'(?i)\r\ncontent-length: *([0-9]+)', head)[1]
             self.missing = int(length)
             self.received(len(body))
         elif kind == 'hold':
