@@ -19,8 +19,10 @@ class SdistWithTests(sdist):
 
 
 def description_for_the_index():
-    """README with the names of files for links to them, which would lead nowhere there."""
-    readme = Path('README.md').read_text(encoding='utf-8')
+    """README with the names of files for links to them, which would lead nowhere there, and
+    without pictures, which would not be found."""
+    readme = re.sub(
+        r'!\[.*\n\n', '', Path('README.md').read_text(encoding='utf-8'))
     return re.sub(
         r'\[([^]]*)\]\((?!https?:|#)([^)#]*)[^)]*\)',
         lambda link: link[1] if link[2].endswith(link[1]) else '%s (%s)' % (link[1], link[2]),
