@@ -2170,6 +2170,7 @@ KNOWN_LENGTHS = (
 
 NO_BODIES = (
     framed(b'', status=b'HTTP/1.1 204 No Content'),
+    framed(b'content-length: 0', status=b'HTTP/1.1 204 A'),
     framed(b'content-length: 2', reused=False, status=b'HTTP/1.1 204 A'),  # RFC 9110 8.6
     framed(b'transfer-encoding: chunked', reused=False, status=b'HTTP/1.1 204 A'),
     framed(b'', b'x', b'', reused=False, status=b'HTTP/1.1 204 A'),
@@ -6874,7 +6875,8 @@ class PoolArgumentsTest(TestCase):
                 ('recv_bufsize', (0, -1, 1e5, 65536.0, float('inf'), float('nan'), '65536', None,
                                   b'\1', 2**31, 2**63))):
             for bad in values:
-                with self.subTest(name=name, bad=bad), self.assertRaisesRegex(ValueError, name):
+                with self.subTest(name=name, bad=bad), self.assertRaisesRegex(
+                        ValueError, '^%s must ' % name):
                     Pool(**{name: bad})
 
     def test_pool_without_a_running_loop_says_so(self):
